@@ -1,0 +1,126 @@
+package trunkline
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+)
+
+// The families of what can go wrong. A *ServerError matches the family of its code, and ErrOutcomeUnknown besides where
+// its record may appear all the same.
+var (
+	// ErrInvalid is the error for what the protocol or the server cannot take: a bad name, address, header or setting.
+	ErrInvalid = errors.New("invalid request")
+	// ErrNotFound is the error for a topic or partition that does not exist.
+	ErrNotFound = errors.New("not found")
+	// ErrExists is the error for making a topic whose name is taken.
+	ErrExists = errors.New("exists already")
+	// ErrNotSupported is the error for what this server does not offer.
+	ErrNotSupported = errors.New("not supported by this server")
+	// ErrNotAllowed is the error for what the server denies this client.
+	ErrNotAllowed = errors.New("not allowed")
+	// ErrTooLarge is the error for a record above a limit.
+	ErrTooLarge = errors.New("record too large")
+	// ErrOffsetOutOfRange is the error for an offset that is not in the log.
+	ErrOffsetOutOfRange = errors.New("offset out of range")
+	// ErrCorrupt is the error for stored bytes that fail their check.
+	ErrCorrupt = errors.New("stored bytes are damaged")
+	// ErrUnavailable is the error for what may work later without being changed.
+	ErrUnavailable = errors.New("not available now")
+	// ErrOutcomeUnknown is the error for a publish whose record may or may not appear in the log.
+	ErrOutcomeUnknown = errors.New("outcome unknown")
+	// ErrClosed is the error for using a client, subscription or reading after it was closed.
+	ErrClosed = errors.New("closed")
+	// ErrConnect is the error for a connection that could not be made.
+	ErrConnect = errors.New("cannot connect")
+	// ErrProtocol is the error for a peer that does not speak the protocol.
+	ErrProtocol = errors.New("protocol violation")
+)
+
+// ServerError is a -ERR of the server.
+type ServerError struct {
+	// Code is the stable word of the protocol, such as UNKNOWN_TOPIC.
+	Code errcode.Code
+	// Text says what happened and what to do.
+	Text string
+	// Async is true for an error that answers no request: a subscription met damage, the server is going down.
+	Async bool
+}
+
+// Error returns the code and the text.
+func (e *ServerError) Error() string { return string(e.Code) + ": " + e.Text }
+
+// Retriable reports whether the same request may succeed later.
+func (e *ServerError) Retriable() bool { return e.Code.Retriable() }
+
+// Is makes errors.Is match the family of the code.
+func (e *ServerError) Is(target error) bool {
+	if target == ErrOutcomeUnknown {
+		return e.Code.Outcome() == errcode.Unknown
+	}
+	family := e.family()
+	return family != nil && family == target
+}
+
+func (e *ServerError) family() error {
+	switch e.Code {
+	case errcode.TopicExists, errcode.NameCollision:
+		return ErrExists
+	case errcode.TopicDeleted:
+		return ErrNotFound
+	case errcode.BadVerb, errcode.NotSupported:
+		return ErrNotSupported
+	case errcode.TooLarge:
+		return ErrTooLarge
+	case errcode.OffsetOutOfRange:
+		return ErrOffsetOutOfRange
+	case errcode.Corrupt:
+		return ErrCorrupt
+	case errcode.LineTooLong:
+		return ErrInvalid
+	case "NOT_ALLOWED", "NOT_AUTHENTICATED": // announced for a later version of the protocol
+		return ErrNotAllowed
+	}
+	switch {
+	case strings.HasPrefix(string(e.Code), "UNKNOWN_"):
+		return ErrNotFound
+	case strings.HasPrefix(string(e.Code), "BAD_"):
+		return ErrInvalid
+	case e.Code.Retriable():
+		return ErrUnavailable
+	}
+	return nil
+}
+
+// LinkError says that the link to the server ended before a request was answered. It matches ErrOutcomeUnknown when the
+// request, or part of it, had been handed to the network.
+type LinkError struct {
+	// Sent is false when the server cannot have seen the request: nothing of it was written.
+	Sent bool
+	// Err is what ended the link; ErrClosed when this side did.
+	Err error
+}
+
+// Error says whether the outcome is known and what ended the link.
+func (e *LinkError) Error() string {
+	if e.Sent {
+		return fmt.Sprintf("link ended before the answer, outcome unknown: %v", e.Err)
+	}
+	return fmt.Sprintf("link ended before the request was sent: %v", e.Err)
+}
+
+// Unwrap returns what ended the link.
+func (e *LinkError) Unwrap() error { return e.Err }
+
+// Is makes errors.Is match ErrOutcomeUnknown for a request that was sent.
+func (e *LinkError) Is(target error) bool { return target == ErrOutcomeUnknown && e.Sent }
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrInvalid, fmt.Sprintf(format, args...))
+}
+
+func violation(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrProtocol, fmt.Sprintf(format, args...))
+}

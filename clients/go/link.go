@@ -1,0 +1,430 @@
+package trunkline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/line"
+)
+
+// handler takes what no request of its link waits for. The link's reader calls it, one call at a time.
+type handler interface {
+	// message takes a MSG or HMSG; an error ends the link. The frame is valid during the call.
+	message(f *line.Frame) error
+	// async takes an error that answers no request.
+	async(err *ServerError)
+	// drained is called when everything that one read brought has been handed over; it may block. An error ends the link.
+	drained() error
+	// ended is called once, last, with what ended the link.
+	ended(err error)
+}
+
+// answer is the final answer of a request. Its slices are valid during the callback.
+type answer struct {
+	detail []byte // what follows +OK
+	data   []byte // DATA's body
+	err    error
+}
+
+// request is what waits for its answer. One of ack and done is set; a ping has neither or done.
+type request struct {
+	ack   func(Ack, error)
+	done  func(answer)
+	ping  bool
+	start int64 // where its bytes begin in the stream of everything written
+	size  int   // what it counts for in flight
+}
+
+// link is a connection with one reader and one writer. Requests are answered in order.
+type link struct {
+	conn    net.Conn
+	parser  *line.FrameParser // reader only
+	handler handler
+	opt     *options
+	acks    ackReader // reader only
+
+	reads   atomic.Int64 // counts reads from the socket
+	blocked atomic.Bool  // the reader waits for its handler
+
+	wake       chan struct{} // one slot: there is something to write
+	dying      chan struct{} // closed by fail
+	writerGone chan struct{}
+	wg         sync.WaitGroup
+
+	out outbox
+}
+
+// outbox is what the callers, the writer and the reader share.
+type outbox struct {
+	sync.Mutex
+	buf, spare []byte // guarded; not yet taken by the writer, and the writer's last buffer
+	pong       bool   // guarded; buf holds a PONG
+	queued     int64  // guarded; bytes ever put into buf
+	written    int64  // guarded; bytes the network took. Invariant: written <= queued.
+	pending    ring   // guarded
+	inFlight   int    // guarded; sum of the sizes of pending publishes
+	pings      int    // guarded; pings of ours without an answer
+	room       chan struct{}
+	waiters    int   // guarded; callers that wait for room
+	err        error // guarded; what ended the link
+}
+
+func newLink(conn net.Conn, parser *line.FrameParser, h handler, opt *options) *link {
+	l := &link{conn: conn, parser: parser, handler: h, opt: opt}
+	l.wake = make(chan struct{}, 1)
+	l.dying = make(chan struct{})
+	l.writerGone = make(chan struct{})
+	l.out.room = make(chan struct{})
+	l.wg.Go(l.read)
+	l.wg.Go(l.write)
+	return l
+}
+
+// close ends the link and waits for its goroutines. It is safe to call twice, and not from a callback.
+func (l *link) close() {
+	l.fail(ErrClosed)
+	l.wg.Wait()
+}
+
+// fail ends the link; the first error stays.
+func (l *link) fail(err error) {
+	l.out.Lock()
+	defer l.out.Unlock()
+	if l.out.err != nil {
+		return
+	}
+	l.out.err = err
+	close(l.dying)
+	l.conn.Close() // wakes reader and writer
+}
+
+// lockForRoom returns with the outbox locked once size more bytes may be in flight. A request larger than the bound
+// goes when nothing else is under way.
+func (l *link) lockForRoom(ctx context.Context, size int) error {
+	l.out.Lock()
+	for {
+		if l.out.err != nil {
+			err := l.out.err
+			l.out.Unlock()
+			return &LinkError{Err: err}
+		}
+		if l.out.inFlight == 0 || l.out.inFlight+size <= l.opt.inFlightBytes {
+			return nil
+		}
+		l.out.waiters++
+		room := l.out.room
+		l.out.Unlock()
+		var err error
+		select {
+		case <-room:
+		case <-l.dying:
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+		l.out.Lock()
+		l.out.waiters--
+		if err != nil {
+			l.out.Unlock()
+			return err
+		}
+	}
+}
+
+// commitAndUnlock enqueues r, whose bytes were just appended to out.buf, wakes the writer and unlocks.
+func (l *link) commitAndUnlock(r request, bytes int) {
+	r.start = l.out.queued
+	l.out.queued += int64(bytes)
+	l.out.inFlight += r.size
+	l.out.pending.push(r)
+	l.out.Unlock()
+	l.kick()
+}
+
+func (l *link) kick() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// send queues a request that has no payload.
+func (l *link) send(text string, r request) error {
+	if len(text) > l.opt.controlLine {
+		return invalid("the request is longer than a control line of %d bytes", l.opt.controlLine)
+	}
+	l.out.Lock()
+	if err := l.out.err; err != nil {
+		l.out.Unlock()
+		return &LinkError{Err: err}
+	}
+	l.out.buf = append(append(l.out.buf, text...), '\r', '\n')
+	if r.ping {
+		l.out.pings++
+	}
+	l.commitAndUnlock(r, len(text)+2)
+	return nil
+}
+
+// call sends a request and waits for its answer. When ctx ends first the request may still be carried out.
+func (l *link) call(ctx context.Context, text string, ping bool) (answer, error) {
+	got := make(chan answer, 1)
+	err := l.send(text, request{ping: ping, done: func(a answer) {
+		a.detail, a.data = append([]byte(nil), a.detail...), append([]byte(nil), a.data...)
+		got <- a
+	}})
+	if err != nil {
+		return answer{}, err
+	}
+	select {
+	case a := <-got:
+		return a, a.err
+	case <-ctx.Done():
+		return answer{}, context.Cause(ctx)
+	}
+}
+
+// writeBytesMax is how much one call to the network may carry, so that a slow peer still makes progress within the
+// deadline of each.
+const writeBytesMax = 256 << 10
+
+func (l *link) write() {
+	defer close(l.writerGone)
+	tick := time.NewTicker(l.opt.pingInterval)
+	defer tick.Stop()
+	var reads int64
+	for {
+		select {
+		case <-l.dying:
+			return
+		case <-tick.C:
+			if now := l.reads.Load(); now != reads || l.blocked.Load() {
+				reads = now
+			} else if !l.ping() {
+				return
+			}
+			continue
+		case <-l.wake:
+		}
+		if err := l.flush(); err != nil {
+			l.fail(err)
+			return
+		}
+	}
+}
+
+// ping asks a silent peer whether it is there; false when it has not answered two.
+func (l *link) ping() bool {
+	l.out.Lock()
+	unanswered := l.out.pings
+	l.out.Unlock()
+	if unanswered >= 2 {
+		l.fail(fmt.Errorf("server silent for %v: %w", 3*l.opt.pingInterval, ErrUnavailable))
+		return false
+	}
+	return l.send("PING", request{ping: true}) == nil
+}
+
+// flush writes until there is nothing more to write: what was queued during one write goes out with the next.
+func (l *link) flush() error {
+	for {
+		l.out.Lock()
+		buf := l.out.buf
+		l.out.buf, l.out.spare, l.out.pong = l.out.spare[:0], nil, false
+		l.out.Unlock()
+		if len(buf) == 0 {
+			l.recycle(buf)
+			return nil
+		}
+		for rest := buf; len(rest) > 0; {
+			l.conn.SetWriteDeadline(time.Now().Add(l.opt.writeTimeout)) // fails only when closed; then Write does too
+			n, err := l.conn.Write(rest[:min(len(rest), writeBytesMax)])
+			rest = rest[n:]
+			l.out.Lock()
+			l.out.written += int64(n)
+			l.out.Unlock()
+			if err != nil {
+				return fmt.Errorf("write: %w", err)
+			}
+		}
+		l.recycle(buf)
+	}
+}
+
+// spareBytesMax bounds the buffer that is kept between writes.
+const spareBytesMax = 1 << 20
+
+func (l *link) recycle(buf []byte) {
+	if cap(buf) > spareBytesMax {
+		return
+	}
+	l.out.Lock()
+	l.out.spare = buf[:0]
+	l.out.Unlock()
+}
+
+func (l *link) read() {
+	err := l.readFrames()
+	l.fail(err)
+	<-l.writerGone // from here on written does not move
+	l.out.Lock()
+	err = l.out.err
+	left, written := l.out.pending, l.out.written
+	l.out.pending, l.out.inFlight = ring{}, 0
+	l.out.Unlock()
+	for {
+		r, ok := left.pop()
+		if !ok {
+			break
+		}
+		r.finish(Ack{}, answer{err: &LinkError{Sent: r.start < written, Err: err}})
+	}
+	l.handler.ended(err)
+}
+
+// readFrames returns what ended the stream, never nil.
+func (l *link) readFrames() error {
+	var f line.Frame
+	var notice error // the server's last word that was no answer; it often says why the link ends
+	for {
+		freed := 0
+		for {
+			ok, err := l.parser.Next(&f)
+			if err != nil {
+				return fmt.Errorf("%w: %w", ErrProtocol, err)
+			}
+			if !ok {
+				break
+			}
+			n, word, err := l.handle(&f)
+			if err != nil {
+				return err
+			}
+			freed += n
+			if word != nil {
+				notice = word
+			}
+		}
+		l.release(freed)
+		l.blocked.Store(true)
+		err := l.handler.drained()
+		l.blocked.Store(false)
+		if err != nil {
+			return err
+		}
+		n, err := l.conn.Read(l.parser.Buffer())
+		l.parser.Advance(n)
+		l.reads.Add(1)
+		if err == nil || n > 0 && errors.Is(err, io.EOF) {
+			continue
+		}
+		if errors.Is(err, io.EOF) {
+			err = errors.New("server closed the connection")
+		}
+		if notice != nil {
+			return fmt.Errorf("%w: %w", err, notice)
+		}
+		return err
+	}
+}
+
+// handle takes one frame; freed is what its request counted for in flight, notice an error that answered none.
+func (l *link) handle(f *line.Frame) (freed int, notice, err error) {
+	switch f.Kind {
+	case line.FrameMsg, line.FrameHMsg:
+		return 0, nil, l.handler.message(f)
+	case line.FramePing:
+		l.pong()
+		return 0, nil, nil
+	case line.FrameInfo: // an update of what Dial read; nothing in it changes a living link
+		return 0, nil, nil
+	case line.FrameAsyncErr:
+		e := serverError(f)
+		l.handler.async(e)
+		return 0, e, nil
+	}
+	l.out.Lock()
+	r, ok := l.out.pending.pop()
+	if ok && r.ping {
+		l.out.pings--
+	}
+	l.out.Unlock()
+	if !ok && f.Kind == line.FrameErr { // what the server says before it hangs up on a client that asked nothing
+		e := serverError(f)
+		e.Async = true
+		l.handler.async(e)
+		return 0, e, nil
+	}
+	if !ok || r.ping != (f.Kind == line.FramePong) {
+		if ok {
+			r.finish(Ack{}, answer{err: &LinkError{Sent: true, Err: ErrProtocol}})
+		}
+		return 0, nil, violation("an answer that no request waits for")
+	}
+	err = l.answer(&r, f)
+	if f.Kind == line.FrameErr && errcode.Code(f.Code).Closes() {
+		notice = serverError(f)
+	}
+	return r.size, notice, err
+}
+
+func (l *link) answer(r *request, f *line.Frame) error {
+	if f.Kind == line.FrameErr {
+		r.finish(Ack{}, answer{err: serverError(f)})
+		return nil
+	}
+	if r.ack == nil {
+		r.finish(Ack{}, answer{detail: f.Detail, data: f.Payload})
+		return nil
+	}
+	ack, err := l.acks.read(f.Detail)
+	if err != nil {
+		r.ack(Ack{}, &LinkError{Sent: true, Err: err})
+		return err
+	}
+	r.ack(ack, nil)
+	return nil
+}
+
+func (r *request) finish(ack Ack, a answer) {
+	switch {
+	case r.ack != nil:
+		r.ack(ack, a.err)
+	case r.done != nil:
+		r.done(a)
+	}
+}
+
+func (l *link) pong() {
+	l.out.Lock()
+	if !l.out.pong && l.out.err == nil { // one PONG that waits to be written answers every PING before it
+		l.out.buf = append(l.out.buf, "PONG\r\n"...)
+		l.out.queued += 6
+		l.out.pong = true
+	}
+	l.out.Unlock()
+	l.kick()
+}
+
+func (l *link) release(bytes int) {
+	if bytes == 0 {
+		return
+	}
+	l.out.Lock()
+	l.out.inFlight -= bytes
+	if l.out.waiters > 0 {
+		close(l.out.room)
+		l.out.room = make(chan struct{})
+	}
+	l.out.Unlock()
+}
+
+func serverError(f *line.Frame) *ServerError {
+	return &ServerError{Code: errcode.Code(f.Code), Text: string(f.Detail), Async: f.Kind == line.FrameAsyncErr}
+}

@@ -1,0 +1,152 @@
+package storagerpc
+
+import (
+	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
+	storagepb "github.com/trunkline-mq/trunkline/protocol/pluginpb/storage/v1"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+)
+
+func partitionToWire(p storage.Partition) *storagepb.Partition {
+	return &storagepb.Partition{Topic: p.Topic, TopicId: p.TopicID, Id: int32(p.ID)}
+}
+
+func partitionFromWire(p *storagepb.Partition) storage.Partition {
+	return storage.Partition{Topic: p.GetTopic(), TopicID: p.GetTopicId(), ID: partition.ID(p.GetId())}
+}
+
+func openToWire(r storage.OpenRequest) *storagepb.OpenRequest {
+	q := &storagepb.OpenRequest{
+		Partition: partitionToWire(r.Partition), Instance: r.Instance, Create: r.Create,
+		Epoch: int32(r.Epoch), SegmentBytes: r.SegmentBytes, Ceiling: int64(r.Ceiling),
+	}
+	if h := r.Held; h != nil {
+		q.Held = &storagepb.Held{
+			Lease: uint64(h.Lease), Base: int64(h.Base), Position: h.Position, Next: int64(h.Next), Dev: h.Dev, Ino: h.Ino,
+		}
+	}
+	return q
+}
+
+func openFromWire(q *storagepb.OpenRequest) storage.OpenRequest {
+	r := storage.OpenRequest{
+		Partition: partitionFromWire(q.GetPartition()), Instance: q.GetInstance(), Create: q.GetCreate(),
+		Epoch: record.Epoch(q.GetEpoch()), SegmentBytes: q.GetSegmentBytes(), Ceiling: record.Offset(q.GetCeiling()),
+	}
+	if h := q.GetHeld(); h != nil {
+		r.Held = &storage.Held{
+			Lease: storage.LeaseEpoch(h.GetLease()), Base: record.Offset(h.GetBase()), Position: h.GetPosition(),
+			Next: record.Offset(h.GetNext()), Dev: h.GetDev(), Ino: h.GetIno(),
+		}
+	}
+	return r
+}
+
+func openedToWire(o storage.Opened, lend uint64) *storagepb.OpenResponse {
+	a := &storagepb.OpenResponse{Lease: leaseToWire(o.Lease, lend), LogStart: int64(o.LogStart)}
+	for _, s := range o.Sealed {
+		a.Sealed = append(a.Sealed, segmentToWire(s))
+	}
+	if c := o.Cut; c != nil {
+		a.Cut = &storagepb.Cut{
+			Offset: int64(c.Offset), Bytes: c.Bytes, Reason: c.Reason, SavedAs: c.SavedAs, Dirty: c.Dirty,
+		}
+	}
+	return a
+}
+
+func openedFromWire(a *storagepb.OpenResponse) storage.Opened {
+	o := storage.Opened{Lease: leaseFromWire(a.GetLease()), LogStart: record.Offset(a.GetLogStart())}
+	for _, s := range a.GetSealed() {
+		o.Sealed = append(o.Sealed, segmentFromWire(s))
+	}
+	if c := a.GetCut(); c != nil {
+		o.Cut = &storage.Cut{
+			Offset: record.Offset(c.GetOffset()), Bytes: c.GetBytes(), Reason: c.GetReason(), SavedAs: c.GetSavedAs(),
+			Dirty: c.GetDirty(),
+		}
+	}
+	return o
+}
+
+func leaseToWire(l storage.Lease, lend uint64) *storagepb.Lease {
+	return &storagepb.Lease{
+		Epoch: uint64(l.Epoch), Base: int64(l.Base), Next: int64(l.Next), Position: l.Position,
+		MaxTimestamp: l.MaxTimestamp, Dev: l.Dev, Ino: l.Ino, Lend: lend,
+	}
+}
+
+func leaseFromWire(l *storagepb.Lease) storage.Lease {
+	return storage.Lease{
+		Epoch: storage.LeaseEpoch(l.GetEpoch()), Base: record.Offset(l.GetBase()), Next: record.Offset(l.GetNext()),
+		Position: l.GetPosition(), MaxTimestamp: l.GetMaxTimestamp(), Dev: l.GetDev(), Ino: l.GetIno(),
+	}
+}
+
+func segmentToWire(s storage.Segment) *storagepb.Segment {
+	return &storagepb.Segment{Base: int64(s.Base), Next: int64(s.Next), Size: s.Size, MaxTimestamp: s.MaxTimestamp}
+}
+
+func segmentFromWire(s *storagepb.Segment) storage.Segment {
+	return storage.Segment{
+		Base: record.Offset(s.GetBase()), Next: record.Offset(s.GetNext()), Size: s.GetSize(), MaxTimestamp: s.GetMaxTimestamp(),
+	}
+}
+
+func rollToWire(r storage.RollRequest) *storagepb.RollRequest {
+	return &storagepb.RollRequest{
+		Partition: partitionToWire(r.Partition), Instance: r.Instance, Lease: uint64(r.Lease),
+		Position: r.Position, Next: int64(r.Next), MaxTimestamp: r.MaxTimestamp,
+	}
+}
+
+func rollFromWire(q *storagepb.RollRequest) storage.RollRequest {
+	return storage.RollRequest{
+		Partition: partitionFromWire(q.GetPartition()), Instance: q.GetInstance(), Lease: storage.LeaseEpoch(q.GetLease()),
+		Position: q.GetPosition(), Next: record.Offset(q.GetNext()), MaxTimestamp: q.GetMaxTimestamp(),
+	}
+}
+
+func noteToWire(n storage.Note) *storagepb.NoteRequest {
+	q := &storagepb.NoteRequest{
+		Partition: partitionToWire(n.Partition), Instance: n.Instance, Lease: uint64(n.Lease),
+		Position: n.Position, Next: int64(n.Next),
+	}
+	for _, e := range n.Entries {
+		q.Entries = append(q.Entries, &storagepb.Entry{Last: int64(e.Last), Position: e.Position, MaxTimestamp: e.MaxTimestamp})
+	}
+	return q
+}
+
+func noteFromWire(q *storagepb.NoteRequest) storage.Note {
+	n := storage.Note{
+		Partition: partitionFromWire(q.GetPartition()), Instance: q.GetInstance(), Lease: storage.LeaseEpoch(q.GetLease()),
+		Position: q.GetPosition(), Next: record.Offset(q.GetNext()),
+	}
+	for _, e := range q.GetEntries() {
+		n.Entries = append(n.Entries, storage.Entry{
+			Last: record.Offset(e.GetLast()), Position: e.GetPosition(), MaxTimestamp: e.GetMaxTimestamp(),
+		})
+	}
+	return n
+}
+
+func closeToWire(r storage.CloseRequest) *storagepb.CloseRequest {
+	return &storagepb.CloseRequest{
+		Partition: partitionToWire(r.Partition), Instance: r.Instance, Lease: uint64(r.Lease),
+		Position: r.Position, Next: int64(r.Next),
+	}
+}
+
+func closeFromWire(q *storagepb.CloseRequest) storage.CloseRequest {
+	return storage.CloseRequest{
+		Partition: partitionFromWire(q.GetPartition()), Instance: q.GetInstance(), Lease: storage.LeaseEpoch(q.GetLease()),
+		Position: q.GetPosition(), Next: record.Offset(q.GetNext()),
+	}
+}
+
+func extentFromWire(a *storagepb.LocateResponse) storage.Extent {
+	return storage.Extent{
+		Segment: segmentFromWire(a.GetSegment()), Position: a.GetPosition(), Offset: record.Offset(a.GetOffset()),
+	}
+}

@@ -1,0 +1,220 @@
+// Package broker is one broker: it owns the plugins, the log directory, the topics and their partitions. Connections
+// look topics up here and publish to, or read from, what they find.
+//
+// Start brings everything up in order and Close takes it down in reverse; between them Run keeps the plugins alive.
+// Changes to topics (create, delete, reconcile) happen one at a time; look-ups never wait for them.
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/trunkline-mq/trunkline/plugins/host"
+	"github.com/trunkline-mq/trunkline/plugins/metadata"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner"
+	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
+	"github.com/trunkline-mq/trunkline/server/internal/datadir"
+)
+
+// Options configure a broker.
+type Options struct {
+	Data           *datadir.Dir
+	Plugin         []string // command that starts a shipped plugin; kind and name are appended
+	AutoCreate     bool
+	AutoCreateMax  int   // topics that publishes may bring about
+	Partitions     int32 // of a topic created without saying how many
+	MessageBytes   int   // bound on one record
+	PublishTimeout time.Duration
+	SyncParallel   int
+	OpenFiles      int
+	Logger         *slog.Logger
+}
+
+// SegmentBytes is where logs roll: Kafka's default.
+const SegmentBytes = 1 << 30
+
+// Broker is a running broker.
+type Broker struct {
+	opt  Options
+	log  *slog.Logger
+	dir  *lend.Dir
+	runs string // directory of the plugins' sockets
+
+	plugins   map[string]*host.Supervisor // by kind; immutable after New
+	storage   current[*host.Instance]
+	meta      current[metadata.Store]
+	partition current[partitioner.Partitioner]
+
+	changes chan struct{} // holds one token: whoever has it may change topics
+	mu      sync.RWMutex
+	topics  map[string]*Topic
+	waiting map[string]chan struct{} // closed when a topic of that name appears
+
+	ready  chan struct{} // closed when Start is done
+	cancel context.CancelCauseFunc
+	tasks  *errgroup.Group
+}
+
+// New returns a broker that is not started.
+func New(o Options) (*Broker, error) {
+	b := &Broker{
+		opt: o, log: o.Logger,
+		changes: make(chan struct{}, 1), ready: make(chan struct{}),
+		topics: make(map[string]*Topic), waiting: make(map[string]chan struct{}),
+	}
+	b.dir = lend.NewDir(lend.Options{
+		Instance: datadir.RandomID(), SyncParallel: o.SyncParallel, OpenFiles: o.OpenFiles, Logger: o.Logger,
+	})
+	runs, err := makeRunDir(o.Data.Path)
+	if err != nil {
+		return nil, fmt.Errorf("make a directory for plugin sockets: %w", err)
+	}
+	b.runs = runs
+	b.plugins = map[string]*host.Supervisor{
+		"storage":     b.storagePlugin(),
+		"metadata":    b.metadataPlugin(),
+		"partitioner": b.partitionerPlugin(),
+	}
+	return b, nil
+}
+
+// Start starts the plugins side by side and opens every topic. On return the broker serves; partitions that could not
+// be opened answer with their reason.
+func (b *Broker) Start(ctx context.Context) error {
+	var starts errgroup.Group
+	var mu sync.Mutex
+	var started []*host.Supervisor
+	for kind, p := range b.plugins {
+		starts.Go(func() error {
+			if err := p.Start(ctx); err != nil {
+				return fmt.Errorf("start the %s plugin: %w", kind, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			started = append(started, p)
+			return nil
+		})
+	}
+	err := starts.Wait()
+	b.run(started)
+	if err == nil {
+		err = b.reconcile(ctx)
+	}
+	if err != nil {
+		return errors.Join(err, b.Close())
+	}
+	close(b.ready)
+	return nil
+}
+
+// run starts what lives as long as the broker.
+func (b *Broker) run(plugins []*host.Supervisor) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	b.cancel = cancel
+	b.tasks = &errgroup.Group{}
+	for _, p := range plugins {
+		b.tasks.Go(func() error { return p.Run(ctx) })
+	}
+	b.tasks.Go(func() error { return b.dir.Run(ctx) })
+	b.tasks.Go(func() error { return b.watchFence(ctx) })
+}
+
+// closeTimeout bounds how long Close waits for the storage plugin to take its leases back; without it they are
+// recovered at the next start.
+const closeTimeout = 2 * time.Second
+
+// Close writes and answers what is queued, gives the leases back, and ends the plugins. It is called once, after the
+// last connection is gone.
+func (b *Broker) Close() error {
+	b.mu.Lock()
+	topics := b.topics
+	b.topics = make(map[string]*Topic)
+	b.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	var logs sync.WaitGroup
+	for _, t := range topics {
+		for _, p := range t.partitions {
+			if p == nil {
+				continue
+			}
+			logs.Go(func() {
+				p.Drain(errShuttingDown)
+				if err := p.Log().Close(ctx); err != nil {
+					b.log.Warn("lease not given back; the next start recovers the partition", "partition", p.Name.String(), "err", err)
+				}
+			})
+		}
+	}
+	logs.Wait()
+	b.cancel(errors.New("broker is closing"))
+	err := b.tasks.Wait()
+	return errors.Join(err, b.dir.Close(), os.RemoveAll(b.runs))
+}
+
+// current holds the client of a plugin while there is one.
+type current[T any] struct {
+	mu    sync.Mutex
+	value T
+	up    bool
+	ready chan struct{} // closed while up; made by the first wait
+}
+
+func (c *current[T]) set(v T) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.value, c.up = v, true
+	if c.ready != nil {
+		close(c.ready)
+		c.ready = nil
+	}
+}
+
+func (c *current[T]) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var none T
+	c.value, c.up = none, false
+}
+
+// get waits for a client until ctx ends.
+func (c *current[T]) get(ctx context.Context) (T, error) {
+	for {
+		c.mu.Lock()
+		if c.up {
+			defer c.mu.Unlock()
+			return c.value, nil
+		}
+		if c.ready == nil {
+			c.ready = make(chan struct{})
+		}
+		ready := c.ready
+		c.mu.Unlock()
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			var none T
+			return none, context.Cause(ctx)
+		}
+	}
+}
+
+// Ready says why the broker does not serve, nil when it does.
+func (b *Broker) Ready() error {
+	select {
+	case <-b.ready:
+	default:
+		return errors.New("starting")
+	}
+	if err := b.dir.Healthy(); err != nil {
+		return err
+	}
+	return nil
+}

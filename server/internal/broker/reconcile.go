@@ -1,0 +1,214 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/trunkline-mq/trunkline/plugins/metadata"
+	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	plan "github.com/trunkline-mq/trunkline/protocol/partition"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+	"github.com/trunkline-mq/trunkline/server/internal/catalog"
+	"github.com/trunkline-mq/trunkline/server/internal/partition"
+)
+
+// reconcile makes what is served equal to what metadata says: it finishes deletions and creations that were begun,
+// opens what is not open, and drops what is no longer there. It is the start, and what settles changes whose outcome
+// was unknown when a metadata plugin died.
+func (b *Broker) reconcile(ctx context.Context) error {
+	return b.change(ctx, func(ctx context.Context) error {
+		store, err := b.metadata(ctx)
+		if err != nil {
+			return err
+		}
+		contents, err := catalog.Load(ctx, store)
+		if err != nil {
+			return fmt.Errorf("read topics from metadata: %w", err)
+		}
+		// Opening may take long: it is bounded by the lack of progress of each call, not by the change's deadline.
+		ctx = context.WithoutCancel(ctx)
+		for _, grave := range contents.Tombstones {
+			if err := b.buryLocked(ctx, store, grave); err != nil {
+				b.log.Warn("deleted topic still has files", "topic", grave.Name, "id", grave.ID, "err", err)
+			}
+		}
+		known := make(map[string]string, len(contents.Topics))
+		for _, meta := range contents.Topics {
+			known[meta.Name] = meta.ID
+		}
+		for _, t := range b.Topics() {
+			if known[t.Meta.Name] != t.Meta.ID {
+				b.dropLocked(t)
+			}
+		}
+		return b.serveAllLocked(ctx, store, contents.Topics)
+	})
+}
+
+// serveAllLocked serves every topic that is not served yet. One that cannot be served is reported and left out.
+func (b *Broker) serveAllLocked(ctx context.Context, store metadata.Store, topics []catalog.Topic) error {
+	for _, meta := range topics {
+		if b.Lookup([]byte(meta.Name)) != nil {
+			continue
+		}
+		if _, err := b.serveLocked(ctx, store, meta); err != nil {
+			b.log.Error("topic is not served", "topic", meta.Name, "err", err)
+		}
+	}
+	return nil
+}
+
+// reconcileLater reconciles in the background, after a metadata plugin came back. Before the first start is done there
+// is nothing to settle.
+func (b *Broker) reconcileLater() {
+	select {
+	case <-b.ready:
+	default:
+		return
+	}
+	b.tasks.Go(func() error {
+		if err := b.reconcile(context.Background()); err != nil {
+			b.log.Warn("topics not compared with metadata", "err", err)
+		}
+		return nil
+	})
+}
+
+// serveLocked opens the partitions of a topic, marks it live if it was being created, and publishes it to look-ups. A
+// partition of a live topic that cannot be opened answers with its reason, beside the others; a topic that is being
+// created needs all of them.
+func (b *Broker) serveLocked(ctx context.Context, store metadata.Store, meta catalog.Topic) (*Topic, error) {
+	evaluator, err := plan.NewEvaluator(meta.Plan)
+	if err != nil {
+		return nil, errcode.Wrap(errcode.PartitionerUnavailable, err, fmt.Sprintf("topic %s has a plan this version cannot run", meta.Name),
+			"start a newer version")
+	}
+	t := &Topic{
+		Meta: meta, Plan: evaluator, gone: make(chan struct{}),
+		partitions: make([]*partition.Partition, meta.Partitions), faults: make([]*errcode.Error, meta.Partitions),
+	}
+	dirty := b.openPartitions(ctx, t)
+	if len(dirty) > 0 {
+		if err := b.advanceEpochs(ctx, store, t, dirty); err != nil {
+			b.abandon(t)
+			return nil, err
+		}
+	}
+	if meta.State == catalog.Creating {
+		for _, fault := range t.faults {
+			if fault != nil {
+				b.abandon(t)
+				return nil, fault
+			}
+		}
+		t.Meta.State = catalog.Live
+		if err := catalog.Update(ctx, store, &t.Meta); err != nil {
+			b.abandon(t)
+			return nil, errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be written to metadata", meta.Name),
+				"look with TOPIC LIST, then try again")
+		}
+	}
+	b.mu.Lock()
+	b.topics[meta.Name] = t
+	if c := b.waiting[meta.Name]; c != nil {
+		close(c)
+		delete(b.waiting, meta.Name)
+	}
+	b.mu.Unlock()
+	return t, nil
+}
+
+// openParallel bounds how many partitions of a topic are opened at once.
+const openParallel = 32
+
+// openPartitions opens all partitions and returns the ones whose recovery may have lost acknowledged records.
+func (b *Broker) openPartitions(ctx context.Context, t *Topic) (dirty []int) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	slots := make(chan struct{}, openParallel)
+	for i := range t.partitions {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			cut, err := b.openPartition(ctx, t, i)
+			if err != nil {
+				name := t.Meta.Name
+				b.log.Error("partition is not served", "topic", name, "partition", i, "err", err)
+				t.faults[i] = errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("partition %s/%d is not served: %v", name, i, err),
+					"see the server's log")
+			}
+			if cut != nil && cut.Dirty {
+				mu.Lock()
+				defer mu.Unlock()
+				dirty = append(dirty, i)
+			}
+		})
+	}
+	wg.Wait()
+	return dirty
+}
+
+func (b *Broker) openPartition(ctx context.Context, t *Topic, i int) (*storage.Cut, error) {
+	name := storage.Partition{Topic: t.Meta.Name, TopicID: t.Meta.ID, ID: plan.ID(i)}
+	l, cut, err := b.dir.Open(ctx, name, lend.OpenOptions{
+		Create: t.Meta.State == catalog.Creating, Epoch: t.Meta.Epochs[i], SegmentBytes: SegmentBytes,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if cut != nil {
+		level := b.log.Warn
+		if cut.Dirty {
+			level = b.log.Error
+		}
+		level("recovery cut the end of a partition", "partition", name.String(), "offset", int64(cut.Offset), "bytes", cut.Bytes,
+			"reason", cut.Reason, "saved", cut.SavedAs, "acknowledged records may be missing", cut.Dirty)
+	}
+	t.partitions[i] = partition.Open(name, l, partition.Options{
+		Epoch: t.Meta.Epochs[i], MessageBytes: b.opt.MessageBytes, PublishTimeout: b.opt.PublishTimeout,
+		Durability: b.dir.Description().Durability, Logger: b.log,
+	})
+	return cut, nil
+}
+
+// advanceEpochs gives partitions that may have lost records a new leader epoch and opens them under it: what is written
+// from now on is told apart from what stood there before (STORAGE §6.5).
+func (b *Broker) advanceEpochs(ctx context.Context, store metadata.Store, t *Topic, dirty []int) error {
+	t.Meta.Epochs = append([]record.Epoch(nil), t.Meta.Epochs...)
+	for _, i := range dirty {
+		t.Meta.Epochs[i]++
+		p := t.partitions[i]
+		t.partitions[i] = nil
+		p.Close(errShuttingDown)
+		if err := p.Log().Close(ctx); err != nil {
+			return fmt.Errorf("close %s to open it under a new epoch: %w", p.Name, err)
+		}
+	}
+	if err := catalog.Update(ctx, store, &t.Meta); err != nil {
+		return fmt.Errorf("write new epochs of %s: %w", t.Meta.Name, err)
+	}
+	for _, i := range dirty {
+		if _, err := b.openPartition(ctx, t, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// abandon closes what was opened of a topic that will not be served. Its directories stay for the next try.
+func (b *Broker) abandon(t *Topic) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	for _, p := range t.partitions {
+		if p == nil {
+			continue
+		}
+		p.Close(errShuttingDown)
+		if err := p.Log().Close(ctx); err != nil {
+			b.log.Warn("lease not given back", "partition", p.Name.String(), "err", err)
+		}
+	}
+}

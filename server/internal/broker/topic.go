@@ -1,0 +1,280 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/plugins/metadata"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner"
+	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/protocol/address"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	plan "github.com/trunkline-mq/trunkline/protocol/partition"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+	"github.com/trunkline-mq/trunkline/server/internal/catalog"
+	"github.com/trunkline-mq/trunkline/server/internal/datadir"
+	"github.com/trunkline-mq/trunkline/server/internal/partition"
+)
+
+var errShuttingDown = errcode.New(errcode.ShuttingDown, "the server is going down", "connect again later")
+
+// changeTimeout bounds a change to topics; metadataTimeout its calls to the metadata plugin, the wait for a restarting
+// one included.
+const (
+	changeTimeout   = 30 * time.Second
+	metadataTimeout = 5 * time.Second
+)
+
+// Topic is a served topic. It is immutable but for Gone.
+type Topic struct {
+	Meta       catalog.Topic
+	Plan       *plan.Evaluator
+	partitions []*partition.Partition // nil where one could not be opened
+	faults     []*errcode.Error       // why
+	gone       chan struct{}
+}
+
+// Gone is closed when the topic was deleted.
+func (t *Topic) Gone() <-chan struct{} { return t.gone }
+
+// Partition returns one partition: UNKNOWN_PARTITION out of range, STORAGE_UNAVAILABLE where it could not be opened.
+func (t *Topic) Partition(id plan.ID) (*partition.Partition, *errcode.Error) {
+	if id < 0 || int(id) >= len(t.partitions) {
+		return nil, errcode.New(errcode.UnknownPartition,
+			fmt.Sprintf("topic %s has partitions 0 to %d, not %d", t.Meta.Name, len(t.partitions)-1, id), "name one of these, or none")
+	}
+	return t.partitions[id], t.faults[id]
+}
+
+// Lookup returns the topic of that name, nil where there is none.
+func (b *Broker) Lookup(name []byte) *Topic {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.topics[string(name)]
+}
+
+// Appears returns a channel that is closed when a topic of that name is there, or comes to be there.
+func (b *Broker) Appears(name string) <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.topics[name] != nil {
+		now := make(chan struct{})
+		close(now)
+		return now
+	}
+	c := b.waiting[name]
+	if c == nil {
+		c = make(chan struct{})
+		b.waiting[name] = c
+	}
+	return c
+}
+
+// Topics returns every served topic.
+func (b *Broker) Topics() []*Topic {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	all := make([]*Topic, 0, len(b.topics))
+	for _, t := range b.topics {
+		all = append(all, t)
+	}
+	return all
+}
+
+// change runs f while nobody else changes topics.
+func (b *Broker) change(ctx context.Context, f func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	select {
+	case b.changes <- struct{}{}:
+	case <-ctx.Done():
+		return errcode.New(errcode.MetadataUnavailable, "another change of topics is still under way", "try again")
+	}
+	defer func() { <-b.changes }()
+	return f(ctx)
+}
+
+func (b *Broker) metadata(ctx context.Context) (metadata.Store, error) {
+	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
+	defer cancel()
+	s, err := b.meta.get(ctx)
+	if err != nil {
+		return nil, errcode.Wrap(errcode.MetadataUnavailable, err, "the metadata plugin does not answer", "nothing was changed; try again")
+	}
+	return s, nil
+}
+
+// CreateTopic creates a topic and serves it. On return it is durable. TOPIC_EXISTS, NAME_COLLISION, BAD_NAME, or what
+// the plugins cannot do now.
+func (b *Broker) CreateTopic(ctx context.Context, name string, partitions int32) (*Topic, error) {
+	if err := address.ValidTopic(name); err != nil {
+		return nil, err
+	}
+	var t *Topic
+	err := b.change(ctx, func(ctx context.Context) error {
+		var err error
+		t, err = b.createLocked(ctx, name, partitions)
+		return err
+	})
+	return t, err
+}
+
+// EnsureTopic returns the topic of that name and creates it where it is missing, for a publish. UNKNOWN_TOPIC where
+// that is switched off, LIMIT_EXCEEDED beyond the number that publishes may create.
+func (b *Broker) EnsureTopic(ctx context.Context, name string) (*Topic, error) {
+	if err := address.ValidTopic(name); err != nil {
+		return nil, err
+	}
+	if !b.opt.AutoCreate {
+		return nil, errcode.New(errcode.UnknownTopic, fmt.Sprintf("topic %s does not exist", name), "create it with TOPIC CREATE "+name)
+	}
+	var t *Topic
+	err := b.change(ctx, func(ctx context.Context) error {
+		if t = b.Lookup([]byte(name)); t != nil {
+			return nil // somebody was faster
+		}
+		if n := len(b.Topics()); n >= b.opt.AutoCreateMax {
+			return errcode.New(errcode.LimitExceeded, fmt.Sprintf("there are %d topics and topics.auto_create_max is %d", n, b.opt.AutoCreateMax),
+				"create it with TOPIC CREATE, or raise the limit")
+		}
+		var err error
+		t, err = b.createLocked(ctx, name, b.opt.Partitions)
+		return err
+	})
+	return t, err
+}
+
+func (b *Broker) createLocked(ctx context.Context, name string, partitions int32) (*Topic, error) {
+	if b.Lookup([]byte(name)) != nil {
+		return nil, errExists(name)
+	}
+	store, err := b.metadata(ctx)
+	if err != nil {
+		return nil, err
+	}
+	strategy, err := b.plan(ctx, name, partitions)
+	if err != nil {
+		return nil, err
+	}
+	meta := catalog.Topic{
+		Name: name, ID: datadir.RandomID(), Partitions: partitions, Plan: strategy, Epochs: make([]record.Epoch, partitions),
+	}
+	err = catalog.Create(ctx, store, &meta)
+	if errors.Is(err, catalog.ErrExists) && b.clearHalfMade(ctx, store, name) {
+		err = catalog.Create(ctx, store, &meta)
+	}
+	if err != nil {
+		return nil, createFailed(name, err)
+	}
+	return b.serveLocked(ctx, store, meta)
+}
+
+// clearHalfMade removes a topic whose creation was begun and not finished; nobody was ever told that it exists.
+func (b *Broker) clearHalfMade(ctx context.Context, store metadata.Store, name string) bool {
+	half, err := catalog.Get(ctx, store, name)
+	if err != nil || half.State != catalog.Creating {
+		return false
+	}
+	grave, err := catalog.Delete(ctx, store, half)
+	if err != nil {
+		return false
+	}
+	if err := b.buryLocked(ctx, store, grave); err != nil {
+		b.log.Warn("half-made topic still has files", "topic", name, "id", grave.ID, "err", err)
+	}
+	return true
+}
+
+func errExists(name string) *errcode.Error {
+	return errcode.New(errcode.TopicExists, fmt.Sprintf("topic %s exists", name), "use it, or choose another name")
+}
+
+func createFailed(name string, err error) error {
+	switch {
+	case errors.Is(err, catalog.ErrExists):
+		return errExists(name)
+	case errors.Is(err, catalog.ErrCollision):
+		return errcode.New(errcode.NameCollision, fmt.Sprintf("topic %s: %v", name, err), "names may not differ only in . against _")
+	}
+	return errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be written to metadata", name), "look with TOPIC LIST, then try again")
+}
+
+// plan asks the partitioner plugin how to spread the topic.
+func (b *Broker) plan(ctx context.Context, name string, partitions int32) (plan.Plan, error) {
+	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
+	defer cancel()
+	var strategy plan.Plan
+	p, err := b.partition.get(ctx)
+	if err == nil {
+		strategy, err = p.Plan(ctx, partitioner.PlanRequest{Topic: name, Partitions: partitions})
+	}
+	if err == nil && strategy.Partitions != partitions {
+		err = fmt.Errorf("plan is for %d partitions", strategy.Partitions)
+	}
+	strategy.Version = 1
+	if err == nil {
+		_, err = plan.NewEvaluator(strategy)
+	}
+	if err != nil {
+		return strategy, errcode.Wrap(errcode.PartitionerUnavailable, err,
+			fmt.Sprintf("partitioner %s lent no plan for %s", partitionerName, name), "nothing was created; try again")
+	}
+	return strategy, nil
+}
+
+// DeleteTopic deletes a topic and everything in it. On return the name is free. UNKNOWN_TOPIC where there is none.
+func (b *Broker) DeleteTopic(ctx context.Context, name string) error {
+	return b.change(ctx, func(ctx context.Context) error {
+		t := b.Lookup([]byte(name))
+		if t == nil {
+			return errcode.New(errcode.UnknownTopic, fmt.Sprintf("topic %s does not exist", name), "TOPIC LIST shows what does")
+		}
+		store, err := b.metadata(ctx)
+		if err != nil {
+			return err
+		}
+		grave, err := catalog.Delete(ctx, store, t.Meta)
+		if err != nil {
+			return errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be deleted from metadata", name),
+				"look with TOPIC LIST, then try again")
+		}
+		b.dropLocked(t)
+		if err := b.buryLocked(ctx, store, grave); err != nil {
+			// The topic is gone for everybody; what is left on disk goes when the plugin is back, or at the next start.
+			b.log.Warn("deleted topic still has files", "topic", name, "id", grave.ID, "err", err)
+		}
+		return nil
+	})
+}
+
+// dropLocked takes t out of service: publishes that wait, and readers, hear that it is deleted.
+func (b *Broker) dropLocked(t *Topic) {
+	b.mu.Lock()
+	if b.topics[t.Meta.Name] == t {
+		delete(b.topics, t.Meta.Name)
+	}
+	b.mu.Unlock()
+	close(t.gone)
+	deleted := errcode.New(errcode.TopicDeleted, fmt.Sprintf("topic %s was deleted", t.Meta.Name), "create it again, or use another")
+	for _, p := range t.partitions {
+		if p != nil {
+			p.Close(deleted)
+		}
+	}
+}
+
+// buryLocked removes what is left of a deleted topic.
+func (b *Broker) buryLocked(ctx context.Context, store metadata.Store, grave catalog.Tombstone) error {
+	for i := range grave.Partitions {
+		part := storage.Partition{Topic: grave.Name, TopicID: grave.ID, ID: plan.ID(i)}
+		if err := b.dir.Delete(ctx, part); err != nil {
+			return err
+		}
+	}
+	return catalog.Bury(ctx, store, grave)
+}
+
+// MessageBytes bounds key, value and headers of one record.
+func (b *Broker) MessageBytes() int { return b.opt.MessageBytes }

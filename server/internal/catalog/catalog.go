@@ -1,0 +1,189 @@
+// Package catalog keeps what is true about topics in the metadata store: which exist, under which id, with what plan,
+// and which were deleted but are not yet gone from disk. It holds no state of its own; every method is one guarded
+// transaction or one read.
+//
+// Keys: /topics/<name> is the topic; /names/<name with . as _> guards against names that differ only there;
+// /tombstones/<id> is a deleted topic whose directories may still exist.
+package catalog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/trunkline-mq/trunkline/plugins/metadata"
+	"github.com/trunkline-mq/trunkline/protocol/address"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+)
+
+const (
+	topicsPrefix     = "/topics/"
+	namesPrefix      = "/names/"
+	tombstonesPrefix = "/tombstones/"
+)
+
+// State is where a topic stands in its life.
+type State string
+
+const (
+	// Creating topics may have directories made; they are not served.
+	Creating State = "creating"
+	// Live topics must have their directories.
+	Live State = "live"
+)
+
+// Topic is a topic as metadata keeps it.
+type Topic struct {
+	Name       string           `json:"name"`
+	ID         string           `json:"id"` // 32 hex digits
+	State      State            `json:"state"`
+	Partitions int32            `json:"partitions"`
+	Plan       partition.Plan   `json:"plan"`
+	Epochs     []record.Epoch   `json:"epochs"` // leader epoch of each partition
+	Version    metadata.Version `json:"-"`
+}
+
+// Tombstone is a deleted topic whose directories may still exist.
+type Tombstone struct {
+	Name       string `json:"name"`
+	ID         string `json:"id"`
+	Partitions int32  `json:"partitions"`
+}
+
+var (
+	// ErrExists says that a topic of that name exists.
+	ErrExists = errors.New("topic exists")
+	// ErrCollision says that a topic exists whose name differs only in . against _.
+	ErrCollision = errors.New("topic name collides")
+	// ErrUnknown says that there is no such topic, or that it is another one by now.
+	ErrUnknown = errors.New("topic does not exist")
+)
+
+// Contents is all a catalog holds.
+type Contents struct {
+	Topics     []Topic
+	Tombstones []Tombstone
+}
+
+// Load reads everything.
+func Load(ctx context.Context, s metadata.Store) (Contents, error) {
+	var c Contents
+	snap, err := s.List(ctx, topicsPrefix)
+	if err != nil {
+		return c, fmt.Errorf("list topics: %w", err)
+	}
+	for _, e := range snap.Entries {
+		t, err := decode(e)
+		if err != nil {
+			return c, err
+		}
+		c.Topics = append(c.Topics, t)
+	}
+	snap, err = s.List(ctx, tombstonesPrefix)
+	if err != nil {
+		return c, fmt.Errorf("list tombstones: %w", err)
+	}
+	for _, e := range snap.Entries {
+		var t Tombstone
+		if err := json.Unmarshal(e.Value, &t); err != nil {
+			return c, fmt.Errorf("read %s: %w", e.Key, err)
+		}
+		c.Tombstones = append(c.Tombstones, t)
+	}
+	return c, nil
+}
+
+// Create adds t in state Creating. ErrExists or ErrCollision when the name is taken.
+func Create(ctx context.Context, s metadata.Store, t *Topic) error {
+	t.State, t.Version = Creating, 1
+	name := namesPrefix + address.Fold(t.Name)
+	value, err := json.Marshal(t)
+	if err != nil {
+		return fmt.Errorf("encode topic %s: %w", t.Name, err)
+	}
+	_, err = s.Commit(ctx, metadata.Txn{
+		Guards: []metadata.Guard{{Key: name, Version: metadata.Absent}},
+		Puts:   []metadata.Put{{Key: topicsPrefix + t.Name, Value: value}, {Key: name, Value: []byte(t.Name)}},
+	})
+	if !isConflict(err) {
+		return err
+	}
+	holder, err := s.Get(ctx, name)
+	if err == nil && string(holder.Value) != t.Name {
+		return fmt.Errorf("%w with %s", ErrCollision, holder.Value)
+	}
+	return ErrExists
+}
+
+// Update writes t back; ErrUnknown when it was changed or deleted meanwhile.
+func Update(ctx context.Context, s metadata.Store, t *Topic) error {
+	value, err := json.Marshal(t)
+	if err != nil {
+		return fmt.Errorf("encode topic %s: %w", t.Name, err)
+	}
+	_, err = s.Commit(ctx, metadata.Txn{
+		Guards: []metadata.Guard{{Key: topicsPrefix + t.Name, Version: t.Version}},
+		Puts:   []metadata.Put{{Key: topicsPrefix + t.Name, Value: value}},
+	})
+	if isConflict(err) {
+		return ErrUnknown
+	}
+	if err == nil {
+		t.Version++
+	}
+	return err
+}
+
+// Delete turns t into a tombstone. From then on its name is free.
+func Delete(ctx context.Context, s metadata.Store, t Topic) (Tombstone, error) {
+	grave := Tombstone{Name: t.Name, ID: t.ID, Partitions: t.Partitions}
+	value, err := json.Marshal(grave)
+	if err != nil {
+		return grave, fmt.Errorf("encode tombstone of %s: %w", t.Name, err)
+	}
+	_, err = s.Commit(ctx, metadata.Txn{
+		Guards:  []metadata.Guard{{Key: topicsPrefix + t.Name, Version: t.Version}},
+		Puts:    []metadata.Put{{Key: tombstonesPrefix + t.ID, Value: value}},
+		Deletes: []string{topicsPrefix + t.Name, namesPrefix + address.Fold(t.Name)},
+	})
+	if isConflict(err) {
+		return grave, ErrUnknown
+	}
+	return grave, err
+}
+
+// Bury clears a tombstone: nothing of the topic is left on disk.
+func Bury(ctx context.Context, s metadata.Store, t Tombstone) error {
+	_, err := s.Commit(ctx, metadata.Txn{Deletes: []string{tombstonesPrefix + t.ID}})
+	return err
+}
+
+func isConflict(err error) bool {
+	var c *metadata.ConflictError
+	return errors.As(err, &c)
+}
+
+// Get reads one topic; ErrUnknown when there is none.
+func Get(ctx context.Context, s metadata.Store, name string) (Topic, error) {
+	e, err := s.Get(ctx, topicsPrefix+name)
+	if errors.Is(err, metadata.ErrNotFound) {
+		return Topic{}, ErrUnknown
+	}
+	if err != nil {
+		return Topic{}, err
+	}
+	return decode(e)
+}
+
+func decode(e metadata.Entry) (Topic, error) {
+	t := Topic{Version: e.Version}
+	if err := json.Unmarshal(e.Value, &t); err != nil {
+		return t, fmt.Errorf("read %s: %w", e.Key, err)
+	}
+	if len(t.Epochs) != int(t.Partitions) || t.Partitions < 1 {
+		return t, fmt.Errorf("read %s: %d epochs for %d partitions", e.Key, len(t.Epochs), t.Partitions)
+	}
+	return t, nil
+}

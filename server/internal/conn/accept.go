@@ -1,0 +1,177 @@
+// Package conn serves the line protocol: it accepts connections, reads commands, routes records to partitions, answers
+// in order, and feeds subscriptions from the log.
+//
+// A connection has a reader (the goroutine that serves it), a writer, and one goroutine a subscription. The path of a
+// published record through it is accept, read, publish, and, after the commit, answer.
+package conn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/line"
+	"github.com/trunkline-mq/trunkline/server/internal/broker"
+)
+
+// Options configure a Server.
+type Options struct {
+	Broker        *broker.Broker
+	Connections   int // at once
+	Limits        line.Limits
+	Pending       int           // bytes waiting for a peer
+	WriteDeadline time.Duration // how long a peer may accept nothing
+	Live          []string      // patterns of subjects that are never topics
+	Partitions    int32         // of a topic created without saying how many
+	Identity      Identity
+	Logger        *slog.Logger
+}
+
+// Identity is what INFO says of the server.
+type Identity struct {
+	ServerID  string
+	Name      string
+	Version   string
+	Cluster   string
+	Broker    int
+	Advertise string // HOST:PORT, or empty for the address the client reached
+}
+
+// Server accepts connections until it is shut down.
+type Server struct {
+	opt    Options
+	lastID atomic.Uint64
+
+	mu      sync.Mutex
+	conns   map[*conn]struct{}
+	closing bool
+	serving sync.WaitGroup
+}
+
+// NewServer returns a server that is not listening yet.
+func NewServer(o Options) *Server {
+	return &Server{opt: o, conns: make(map[*conn]struct{})}
+}
+
+// acceptRetry is the pause after an accept that failed for want of descriptors.
+const acceptRetry = 50 * time.Millisecond
+
+// Serve accepts connections from l until l is closed; then it returns nil.
+func (s *Server) Serve(l net.Listener) error {
+	for {
+		nc, err := l.Accept()
+		switch {
+		case err == nil:
+			s.serving.Go(func() { s.serve(nc) })
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED):
+			s.opt.Logger.Warn("connection not accepted", "err", err)
+			time.Sleep(acceptRetry)
+		default:
+			return fmt.Errorf("accept: %w", err)
+		}
+	}
+}
+
+// serve runs one connection from its first byte to its last.
+func (s *Server) serve(nc net.Conn) {
+	c := newConn(s, nc)
+	if err := s.add(c); err != nil {
+		refuse(nc, err)
+		return
+	}
+	defer s.remove(c)
+	defer func() {
+		if r := recover(); r != nil { // one connection's fault must not end the others
+			s.opt.Logger.Error("connection failed", "client", nc.RemoteAddr().String(), "panic", fmt.Sprint(r))
+			_ = nc.Close()
+		}
+	}()
+	c.run()
+}
+
+func (s *Server) add(c *conn) *errcode.Error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return errcode.New(errcode.ShuttingDown, "the server is going down", "connect again later")
+	}
+	if len(s.conns) >= s.opt.Connections {
+		return errcode.New(errcode.LimitExceeded, fmt.Sprintf("the server has %d connections", len(s.conns)),
+			"close one, or raise limits.connections")
+	}
+	s.conns[c] = struct{}{}
+	return nil
+}
+
+func (s *Server) remove(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+}
+
+// lingerTime is how long a connection that was told why it is closed may take to hear it.
+const lingerTime = 2 * time.Second
+
+// refuse tells a connection that is not served why.
+func refuse(nc net.Conn, e *errcode.Error) {
+	_ = nc.SetDeadline(time.Now().Add(lingerTime))
+	if _, err := nc.Write(line.AppendErr(nil, e)); err == nil {
+		linger(nc, lingerTime)
+	}
+	_ = nc.Close()
+}
+
+// linger ends our side and reads on until the peer ends its own: closing with unread input would send a reset, which
+// may swallow what was written last.
+func linger(nc net.Conn, patience time.Duration) {
+	if half, ok := nc.(interface{ CloseWrite() error }); ok {
+		if half.CloseWrite() != nil {
+			return
+		}
+	}
+	_ = nc.SetReadDeadline(time.Now().Add(patience))
+	_, _ = io.Copy(io.Discard, nc) // ends with the peer or the deadline
+}
+
+// Shutdown makes every connection answer what it has queued and close, and cuts off those that are still there when
+// ctx ends. It returns when the last one is gone. The listener is the caller's to close, before.
+func (s *Server) Shutdown(ctx context.Context) {
+	s.mu.Lock()
+	s.closing = true
+	all := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		c.shutdown()
+	}
+	gone := make(chan struct{})
+	var wait sync.WaitGroup
+	wait.Go(func() { s.serving.Wait(); close(gone) })
+	select {
+	case <-gone:
+	case <-ctx.Done():
+		for _, c := range all {
+			c.cut()
+		}
+	}
+	wait.Wait()
+}
+
+// Connections tells how many connections there are.
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}

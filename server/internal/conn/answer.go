@@ -1,0 +1,304 @@
+package conn
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/protocol/address"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/line"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+	"github.com/trunkline-mq/trunkline/server/internal/partition"
+)
+
+// outbox is everything a connection has to say: the answers of requests, in request order, and frames that may come
+// between them. One goroutine writes it to the socket.
+type outbox struct {
+	limit    int           // bytes that may wait for the peer
+	deadline time.Duration // how long the peer may accept nothing
+
+	mu    sync.Mutex
+	ready *sync.Cond    // the writer waits here
+	freed chan struct{} // closed and replaced when there is room again, or the queue is empty
+	buf   []byte        // to be written next
+	head  *answer       // oldest request without an answer in buf
+	tail  *answer
+	queue int     // answers between head and tail
+	spare *answer // answers to use again
+	done  bool    // no more answers come: the writer ends when everything is out
+	dead  bool    // the socket is of no use any more
+}
+
+// answer is the place of one request, or of a run of publishes, in the order of answers.
+type answer struct {
+	next *answer
+	box  *outbox
+
+	// Guarded by box.mu.
+	settled bool
+	literal []byte // what to say, of a request that is not a publish
+	base    record.Offset
+	n       int
+	err     *errcode.Error
+
+	// Immutable while queued: of a publish.
+	part *partition.Partition
+	tell tell
+	verb line.Verb
+}
+
+// tell says how the outcome of a publish reaches the client.
+type tell uint8
+
+const (
+	tellAll     tell = iota // +OK or -ERR for each record: verbose, and the native verbs
+	tellAllNATS             // the same with failures in NATS's own words
+	tellErrors              // -ERR ASYNC for what failed
+	tellNATS                // -ERR in NATS's own words for what failed
+)
+
+const (
+	// answersMax bounds the requests of one connection that wait for their outcome.
+	answersMax = 1 << 14
+	// writeBytes is how much one write hands to the socket: small enough that a slow peer shows progress.
+	writeBytes = 256 << 10
+	// bufferKeep is what a connection's buffers may keep while it is idle.
+	bufferKeep = 64 << 10
+)
+
+func newOutbox(limit int, deadline time.Duration) *outbox {
+	b := &outbox{limit: limit, deadline: deadline, freed: make(chan struct{})}
+	b.ready = sync.NewCond(&b.mu)
+	return b
+}
+
+// push queues the place of a request. The caller settles it.
+func (b *outbox) push() *answer {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pushLocked()
+}
+
+func (b *outbox) pushLocked() *answer {
+	a := b.spare
+	if a == nil {
+		a = &answer{box: b}
+	} else {
+		b.spare = a.next
+		*a = answer{box: b, literal: a.literal[:0]}
+	}
+	if b.tail == nil {
+		b.head = a
+	} else {
+		b.tail.next = a
+	}
+	b.tail = a
+	b.queue++
+	return a
+}
+
+// Settled is the outcome of a run of publishes.
+func (a *answer) Settled(base record.Offset, n int, err *errcode.Error) {
+	b := a.box
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a.base, a.n, a.err, a.settled = base, n, err, true
+	if b.head == a {
+		b.ready.Signal()
+	}
+}
+
+// say queues a whole answer, behind those of earlier requests.
+func (b *outbox) say(encode func(dst []byte) []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.head == nil {
+		b.buf = encode(b.buf)
+	} else {
+		a := b.pushLocked()
+		a.literal, a.settled = encode(a.literal), true
+	}
+	b.ready.Signal()
+}
+
+// frame queues what may come between answers.
+func (b *outbox) frame(encode func(dst []byte) []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buf = encode(b.buf)
+	b.ready.Signal()
+}
+
+// waitRoom blocks while the peer has too much to take, or, with answers, while too many requests wait. It reports false
+// when the connection is dead or stop is closed.
+func (b *outbox) waitRoom(stop <-chan struct{}) bool {
+	return b.wait(stop, func() bool { return len(b.buf) <= b.limit && b.queue < answersMax })
+}
+
+// waitAnswered blocks until every earlier request has its answer.
+func (b *outbox) waitAnswered(stop <-chan struct{}) bool {
+	return b.wait(stop, func() bool { return b.head == nil })
+}
+
+func (b *outbox) wait(stop <-chan struct{}, enough func() bool) bool {
+	for {
+		b.mu.Lock()
+		if b.dead {
+			b.mu.Unlock()
+			return false
+		}
+		b.collectLocked()
+		if enough() {
+			b.mu.Unlock()
+			return true
+		}
+		freed := b.freed
+		b.mu.Unlock()
+		select {
+		case <-freed:
+		case <-stop:
+			return false
+		}
+	}
+}
+
+func (b *outbox) freeLocked() {
+	close(b.freed)
+	b.freed = make(chan struct{})
+}
+
+// finish says that no more answers come; write ends when everything is out.
+func (b *outbox) finish() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.done = true
+	b.ready.Signal()
+}
+
+// kill makes write end at once and waiting publishers give up.
+func (b *outbox) kill() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.dead = true
+	b.freeLocked()
+	b.ready.Signal()
+}
+
+// collectLocked moves the answers that are due into buf.
+func (b *outbox) collectLocked() {
+	moved := false
+	for b.head != nil && b.head.settled && len(b.buf) <= b.limit {
+		a := b.head
+		b.buf = a.append(b.buf)
+		b.head = a.next
+		if b.head == nil {
+			b.tail = nil
+		}
+		b.queue--
+		a.part, a.err = nil, nil
+		if cap(a.literal) > bufferKeep {
+			a.literal = nil
+		}
+		a.next, b.spare = b.spare, a
+		moved = true
+	}
+	if moved {
+		b.freeLocked()
+	}
+}
+
+// write is the connection's writer: it returns when everything is out after finish, or with the reason why the peer
+// cannot be reached.
+func (b *outbox) write(nc net.Conn) error {
+	var out []byte
+	for {
+		b.mu.Lock()
+		for {
+			b.collectLocked()
+			if b.dead || len(b.buf) > 0 || (b.done && b.head == nil) {
+				break
+			}
+			b.ready.Wait()
+		}
+		if b.dead || len(b.buf) == 0 {
+			b.mu.Unlock()
+			return nil
+		}
+		out, b.buf = b.buf, out[:0]
+		b.mu.Unlock()
+		err := b.send(nc, out)
+		b.mu.Lock()
+		if err != nil {
+			b.dead = true
+		}
+		if cap(out) > bufferKeep && len(b.buf) == 0 && b.head == nil {
+			out = nil // idle again
+		}
+		b.freeLocked()
+		b.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// send writes p in pieces; the peer is cut off when it accepts nothing for the deadline.
+func (b *outbox) send(nc net.Conn, p []byte) error {
+	for len(p) > 0 {
+		if err := nc.SetWriteDeadline(time.Now().Add(b.deadline)); err != nil {
+			return err
+		}
+		n, err := nc.Write(p[:min(len(p), writeBytes)])
+		p = p[n:]
+		if errors.Is(err, os.ErrDeadlineExceeded) && n > 0 {
+			continue
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("peer accepted nothing for %s: %w", b.deadline, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// append encodes what a settled answer has to say.
+func (a *answer) append(dst []byte) []byte {
+	switch {
+	case a.part == nil:
+		return append(dst, a.literal...)
+	case a.err != nil:
+		return a.appendFailure(dst)
+	case a.tell > tellAllNATS:
+		return dst
+	}
+	name, durability := a.part.Name, a.part.Durability()
+	for i := range a.n {
+		dst = append(dst, "+OK "...)
+		dst = address.AppendAddress(dst, name.Topic, name.ID, a.base+record.Offset(i))
+		dst = append(dst, ' ')
+		dst = append(dst, durability...)
+		dst = append(dst, '\r', '\n')
+	}
+	return dst
+}
+
+func (a *answer) appendFailure(dst []byte) []byte {
+	for range a.n {
+		switch a.tell {
+		case tellAll:
+			dst = line.AppendErr(dst, a.err)
+		case tellErrors:
+			dst = line.AppendAsyncErr(dst, a.err, a.verb.String()+" "+a.part.Name.Topic+"/"+strconv.Itoa(int(a.part.Name.ID)))
+		case tellNATS, tellAllNATS:
+			dst = line.AppendNATSErr(dst, publishViolation(a.part.Name.Topic, a.err))
+		}
+	}
+	return dst
+}

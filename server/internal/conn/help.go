@@ -1,0 +1,64 @@
+package conn
+
+import (
+	"strings"
+
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/line"
+)
+
+// helpTexts say, for each verb a person may type, what it does, with an example that works as it stands.
+var helpTexts = []struct {
+	verb line.Verb
+	text string
+}{
+	{line.Send, "writes one record, data to the line end; answers when it is on disk\n  SEND orders hello world\n  SEND orders#alice hello        (by key)\n  SEND orders/0 hello            (to a partition)"},
+	{line.Get, "reads records that are there; answers with where to go on (default: 10 from the start)\n  GET orders\n  GET orders/0@5 100\n  GET orders@-3"},
+	{line.Sub, "delivers records as they come, under a number of your choice; a position reads on from there\n  SUB orders 1\n  SUB orders@earliest 1"},
+	{line.Unsub, "ends a subscription, at once or after max records in all\n  UNSUB 1"},
+	{line.Pub, "writes one record of exactly so many bytes, which follow on the next line\n  PUB orders 5\n  hello"},
+	{line.HPub, "is PUB with a NATS header block; sizes: of the block, of both\n  HPUB orders 22 27"},
+	{line.Topic, "makes, shows and removes topics\n  TOPIC CREATE orders partitions=6\n  TOPIC LIST\n  TOPIC INFO orders\n  TOPIC DELETE orders"},
+	{line.Ping, "answers PONG when everything you published before has its outcome\n  PING"},
+	{line.Connect, "sets options of this connection; without it, you are verbose\n  CONNECT {\"verbose\":false}"},
+	{line.Help, "shows this, or one verb\n  HELP SEND"},
+	{line.Quit, "ends the connection\n  QUIT"},
+}
+
+const helpEnd = `
+An address is topic[#key] to write by key, or topic[/partition][@position] to read.
+A position is an offset, earliest, latest, -N (the last N), a time, or 1h (an hour ago).
+`
+
+// handleHelp is HELP and HELP <verb>, always allowed.
+func (c *conn) handleHelp(cmd *line.Command) {
+	if len(cmd.Args) > 1 {
+		c.fail(cmd, errcode.New(errcode.BadArgs, "HELP takes one verb", "use "+line.Help.Usage()))
+		return
+	}
+	var text strings.Builder
+	want := line.Unknown
+	if len(cmd.Args) == 1 {
+		if want = line.Lookup(cmd.Args[0]); !want.Offered() {
+			e := "there is no verb " + string(clip(cmd.Args[0]))
+			hint := "HELP lists the verbs"
+			if near := line.Nearest(cmd.Args[0]); near != line.Unknown {
+				hint = "did you mean " + near.String() + "? " + hint
+			}
+			c.fail(cmd, errcode.New(errcode.BadVerb, e, hint))
+			return
+		}
+	}
+	for _, h := range helpTexts {
+		if want == line.Unknown || want == h.verb {
+			text.WriteString(h.verb.Usage() + "\n  " + h.text + "\n")
+		}
+	}
+	if text.Len() == 0 { // +OK, -ERR, INFO, PONG: not for people to type
+		text.WriteString(want.Usage() + "\n  is taken and not answered\n")
+	}
+	if want == line.Unknown {
+		text.WriteString(helpEnd)
+	}
+	c.box.say(func(dst []byte) []byte { return line.AppendData(dst, []byte(text.String())) })
+}

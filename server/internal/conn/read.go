@@ -1,0 +1,231 @@
+package conn
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/line"
+	"github.com/trunkline-mq/trunkline/server/internal/broker"
+)
+
+// conn is one connection. Its fields belong to the reader's goroutine but where they say otherwise.
+type conn struct {
+	srv    *Server
+	nc     net.Conn
+	id     uint64
+	log    *slog.Logger
+	parser *line.Parser
+	box    *outbox
+	opt    options
+	pub    publisher
+
+	stop     chan struct{} // closed when the connection ends: whatever waits gives up
+	stopOnce sync.Once
+	ctx      context.Context // ends with stop; of calls that a command makes
+	cancel   context.CancelFunc
+	quit     bool        // QUIT was read
+	down     atomic.Bool // the server is shutting down
+
+	subs      subscriptions
+	tasks     sync.WaitGroup // writer and subscriptions
+	writerErr error          // set by the writer before it ends
+}
+
+// options are what CONNECT can change.
+type options struct {
+	verbose    bool
+	headers    bool // the client reads HMSG
+	timestamps bool // every record comes with its Timestamp
+	literal    bool // subjects are topic names and nothing else
+	nats       bool // a library that knows NATS only: errors in NATS's words
+}
+
+func newConn(s *Server, nc net.Conn) *conn {
+	c := &conn{
+		srv: s, nc: nc, id: s.lastID.Add(1),
+		parser: line.NewParser(s.opt.Limits),
+		box:    newOutbox(s.opt.Pending, s.opt.WriteDeadline),
+		opt:    options{verbose: true, headers: true},
+		stop:   make(chan struct{}),
+	}
+	c.log = s.opt.Logger.With("client", nc.RemoteAddr().String())
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c
+}
+
+// run serves the connection to its end.
+func (c *conn) run() {
+	c.tasks.Go(func() {
+		c.writerErr = c.box.write(c.nc)
+		if c.writerErr != nil {
+			c.halt()
+			_ = c.nc.SetReadDeadline(time.Now()) // wake the reader
+		}
+	})
+	c.box.frame(c.appendInfo)
+	reason := c.read()
+	c.halt()
+	c.say(reason)
+	c.box.finish()
+	c.tasks.Wait()
+	if c.writerErr == nil {
+		linger(c.nc, lingerTime)
+	}
+	_ = c.nc.Close()
+	c.log.Debug("connection closed", "reason", errText(reason), "writer", c.writerErr)
+}
+
+// halt ends what the connection has under way, but not the answers that are queued.
+func (c *conn) halt() {
+	c.stopOnce.Do(func() {
+		close(c.stop)
+		c.cancel()
+	})
+}
+
+// say tells the client why the connection ends, where there is something to tell.
+func (c *conn) say(reason error) {
+	var e *errcode.Error
+	switch {
+	case errors.As(reason, &e) && c.opt.nats:
+		c.box.say(func(dst []byte) []byte { return line.AppendNATSErr(dst, natsFatal(e)) })
+	case errors.As(reason, &e):
+		c.box.say(func(dst []byte) []byte { return line.AppendErr(dst, e) })
+	case c.down.Load() && !c.opt.nats:
+		c.box.say(func(dst []byte) []byte {
+			return line.AppendAsyncErr(dst, errcode.New(errcode.ShuttingDown, "the server is going down", "connect again later"), "")
+		})
+	}
+}
+
+// read reads and handles commands until the connection ends. It returns nil when the client or a shutdown ended it.
+func (c *conn) read() error {
+	var cmd line.Command
+	for {
+		n, err := c.nc.Read(c.parser.Buffer())
+		c.parser.Advance(n)
+		if n > 0 {
+			if fatal := c.handleAll(&cmd); fatal != nil || c.quit {
+				return fatal
+			}
+		}
+		if err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return nil // a reset: nobody is there to be told
+		}
+	}
+}
+
+// handleAll handles every whole command that was read.
+func (c *conn) handleAll(cmd *line.Command) error {
+	c.pub.chunk++
+	c.pub.now = time.Now().UnixMilli()
+	for {
+		if !c.box.waitRoom(c.stop) {
+			return nil
+		}
+		for range commandsPerLook {
+			ok, err := c.parser.Next(cmd)
+			if err != nil || !ok {
+				return err
+			}
+			c.handle(cmd)
+			if c.quit {
+				return nil
+			}
+		}
+	}
+}
+
+// commandsPerLook is how many commands are handled between two looks at what waits for the peer.
+const commandsPerLook = 64
+
+// handle answers one command, or queues it.
+func (c *conn) handle(cmd *line.Command) {
+	switch cmd.Verb {
+	case line.Pub, line.HPub, line.Send:
+		c.handlePublish(cmd)
+		return
+	}
+	c.pub.run = nil // whatever comes next is not of the same run
+	if cmd.Err != nil {
+		c.fail(cmd, cmd.Err)
+		return
+	}
+	switch cmd.Verb {
+	case line.Ping:
+		c.box.say(func(dst []byte) []byte { return append(dst, "PONG\r\n"...) })
+	case line.Pong, line.OK, line.Err, line.Info:
+		// Nothing asks for them yet; NATS servers take them too.
+	case line.Connect:
+		c.handleConnect(cmd)
+	case line.Sub:
+		c.handleSub(cmd)
+	case line.Unsub:
+		c.handleUnsub(cmd)
+	case line.Get:
+		c.handleGet(cmd)
+	case line.Topic:
+		c.handleTopic(cmd)
+	case line.Help:
+		c.handleHelp(cmd)
+	case line.Quit:
+		c.quit = true
+	}
+}
+
+// fail is the answer to a command that was refused. Verbs of NATS answer only on a verbose connection; off it, their
+// failures are ASYNC, or in NATS's words.
+func (c *conn) fail(cmd *line.Command, e *errcode.Error) {
+	switch {
+	case c.opt.nats && isNATS(cmd.Verb):
+		c.box.say(func(dst []byte) []byte { return line.AppendNATSErr(dst, violation(cmd, e)) })
+	case isNATS(cmd.Verb) && !c.opt.verbose:
+		about := cmd.Verb.String()
+		if len(cmd.Args) > 0 {
+			about += " " + string(cmd.Args[0])
+		}
+		c.box.say(func(dst []byte) []byte { return line.AppendAsyncErr(dst, e, about) })
+	default:
+		c.box.say(func(dst []byte) []byte { return line.AppendErr(dst, e) })
+	}
+}
+
+// ok is the answer to a NATS verb that worked.
+func (c *conn) ok() {
+	if c.opt.verbose {
+		c.box.say(func(dst []byte) []byte { return line.AppendOK(dst, "") })
+	}
+}
+
+// shutdown makes the reader stop; what was read is still answered.
+func (c *conn) shutdown() {
+	c.down.Store(true)
+	_ = c.nc.SetReadDeadline(time.Now())
+}
+
+// cut ends the connection at once.
+func (c *conn) cut() {
+	c.box.kill()
+	c.halt()
+	_ = c.nc.Close()
+}
+
+func (c *conn) broker() *broker.Broker { return c.srv.opt.Broker }
+
+func errText(err error) string {
+	if err == nil {
+		return "closed"
+	}
+	return err.Error()
+}

@@ -1,0 +1,101 @@
+// Package partition is one partition of a topic while the server runs: it gathers the records of many connections into
+// batches, commits one group at a time to the log, tells every publisher its outcome in order, and wakes readers when
+// the high watermark moves.
+//
+// A partition has one writer goroutine, started by Open and ended by Close. Nothing waits for company: a group is
+// whatever arrived while the one before it was being synced.
+package partition
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+)
+
+// Options configure a partition.
+type Options struct {
+	Epoch          record.Epoch
+	MessageBytes   int           // bound on key + value + headers of one record
+	PublishTimeout time.Duration // how long a publish waits for room or for a plugin
+	Durability     string        // what an ack says: "disk"
+	Logger         *slog.Logger
+}
+
+// Partition takes publishes and serves readers. Its methods are safe for concurrent use.
+type Partition struct {
+	Name storage.Partition
+	opt  Options
+	log  *lend.Log
+
+	hw atomic.Int64 // end of what readers may see
+
+	mu      sync.Mutex
+	pending *group         // takes records; nil when none has come since the last take
+	full    []*group       // closed to further records, in order; at most queueGroupsMax
+	spare   *group         // a group to use again
+	closed  *errcode.Error // not nil: no publish is taken
+	room    chan struct{}  // closed and replaced whenever the writer takes a group
+	work    *sync.Cond     // signalled when there is something to take, or closed
+	writer  sync.WaitGroup
+
+	watch watchers
+}
+
+// Open returns a running partition on l.
+func Open(name storage.Partition, l *lend.Log, o Options) *Partition {
+	p := &Partition{Name: name, opt: o, log: l, room: make(chan struct{})}
+	p.work = sync.NewCond(&p.mu)
+	p.hw.Store(int64(l.Stats().Confirmed))
+	p.writer.Go(p.commitAll)
+	return p
+}
+
+// HighWatermark is the end of what readers may see.
+func (p *Partition) HighWatermark() record.Offset { return record.Offset(p.hw.Load()) }
+
+// Durability is what an acknowledgement of this partition claims.
+func (p *Partition) Durability() string { return p.opt.Durability }
+
+// Log is what readers read from, up to the high watermark.
+func (p *Partition) Log() *lend.Log { return p.log }
+
+// Drain takes no more publishes, answers those it has by writing them, and returns when the writer has ended.
+func (p *Partition) Drain(reason *errcode.Error) { p.stop(reason, false) }
+
+// Close takes no more publishes and answers those not yet written with reason; it returns when the writer has ended.
+// A group that is being written is finished first. It is safe to call twice.
+func (p *Partition) Close(reason *errcode.Error) { p.stop(reason, true) }
+
+func (p *Partition) stop(reason *errcode.Error, discard bool) {
+	p.mu.Lock()
+	if p.closed == nil {
+		p.closed = reason
+	}
+	var dropped []*group
+	if discard {
+		dropped = p.full
+		if p.pending != nil {
+			dropped = append(dropped, p.pending)
+		}
+		p.full, p.pending = nil, nil
+	}
+	p.wakePublishersLocked()
+	p.work.Broadcast()
+	p.mu.Unlock()
+	for _, g := range dropped {
+		g.settle(0, reason)
+	}
+	p.writer.Wait()
+	p.watch.wake()
+}
+
+func (p *Partition) wakePublishersLocked() {
+	close(p.room)
+	p.room = make(chan struct{})
+}

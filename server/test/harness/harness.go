@@ -1,0 +1,289 @@
+// Package harness runs the real binaries for whole-system tests: it builds them once a test package, starts servers on
+// free ports and fresh directories, kills them and their plugins, and talks to them line by line.
+package harness
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Patience is how long a test waits for what must happen.
+const Patience = 20 * time.Second
+
+// binEnv names the directory with the built binaries between Main and the tests.
+const binEnv = "TRUNKLINE_TEST_BIN"
+
+// Main builds the binaries, runs the tests of a package, and returns their exit code; TestMain calls it. Where the
+// environment names a directory with binaries already, they are used.
+func Main(m *testing.M) int {
+	if os.Getenv(binEnv) != "" {
+		return m.Run()
+	}
+	dir, err := os.MkdirTemp("", "trunkline-bin-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	build := exec.Command("go", "build", "-o", dir+"/", "github.com/trunkline-mq/trunkline/server", "github.com/trunkline-mq/trunkline/clients/cli")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build the binaries: %v\n%s", err, out)
+		return 1
+	}
+	_ = os.Rename(filepath.Join(dir, "server"), filepath.Join(dir, "trunkline-server"))
+	_ = os.Rename(filepath.Join(dir, "cli"), filepath.Join(dir, "trunkline"))
+	if err := os.Setenv(binEnv, dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// Binary is the path of one of the binaries: "trunkline-server" or "trunkline".
+func Binary(name string) string { return filepath.Join(os.Getenv(binEnv), name) }
+
+// Server is a running server, and can be started again on the same data after its end.
+type Server struct {
+	t      testing.TB
+	Data   string
+	Client string // HOST:PORT
+	HTTP   string
+	args   []string
+	cmd    *exec.Cmd
+	exited chan struct{}
+	code   int
+	mu     sync.Mutex
+	stderr bytes.Buffer
+	reader sync.WaitGroup
+}
+
+// Start starts a server with extra arguments on a fresh data directory and waits until it is ready. It is killed when
+// the test ends.
+func Start(t testing.TB, args ...string) *Server {
+	t.Helper()
+	s := &Server{t: t, Data: t.TempDir(), args: args}
+	s.Restart()
+	t.Cleanup(s.Kill)
+	return s
+}
+
+var readyLine = regexp.MustCompile(`(?m)^ready client=(\S+) http=(\S+) data=(\S+)$`)
+
+// Restart starts the server again on its data; it has ended before. A later start gets other ports.
+func (s *Server) Restart() {
+	s.t.Helper()
+	if err := s.Launch(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Launch is Restart for tests that expect it to fail.
+func (s *Server) Launch() error {
+	args := append([]string{"--data", s.Data, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"}, s.args...)
+	s.cmd = exec.Command(Binary("trunkline-server"), args...)
+	pipe, err := s.cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	if err := s.cmd.Start(); err != nil {
+		return err
+	}
+	s.exited = make(chan struct{})
+	ready := make(chan []string, 1)
+	s.reader.Go(func() { s.watch(bufio.NewReader(pipe), ready) })
+	select {
+	case m := <-ready:
+		s.Client, s.HTTP = m[1], m[2]
+		return nil
+	case <-s.exited:
+		return fmt.Errorf("server exited with %d:\n%s", s.code, s.Stderr())
+	case <-time.After(Patience):
+		s.Kill()
+		return fmt.Errorf("server is not ready after %s:\n%s", Patience, s.Stderr())
+	}
+}
+
+func (s *Server) watch(r *bufio.Reader, ready chan<- []string) {
+	for {
+		text, err := r.ReadString('\n')
+		s.mu.Lock()
+		s.stderr.WriteString(text)
+		s.mu.Unlock()
+		if m := readyLine.FindStringSubmatch(strings.TrimRight(text, "\n")); m != nil {
+			ready <- m
+		}
+		if err != nil {
+			break
+		}
+	}
+	_ = s.cmd.Wait()
+	s.code = s.cmd.ProcessState.ExitCode()
+	close(s.exited)
+}
+
+// Stderr is everything the server has said.
+func (s *Server) Stderr() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stderr.String()
+}
+
+// PID is the server's process id.
+func (s *Server) PID() int { return s.cmd.Process.Pid }
+
+// Kill ends the server with SIGKILL, its plugins with it, and waits until all are gone. It may have ended already.
+func (s *Server) Kill() {
+	plugins := s.Plugins()
+	_ = s.cmd.Process.Kill()
+	s.reader.Wait()
+	for _, pid := range plugins {
+		Eventually(s.t, fmt.Sprintf("plugin %d is gone", pid), func() bool { return syscall.Kill(pid, 0) != nil })
+	}
+}
+
+// Term ends the server with SIGTERM and returns its exit code.
+func (s *Server) Term() int {
+	s.t.Helper()
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	return s.Wait()
+}
+
+// Wait waits for the server's end and returns its exit code.
+func (s *Server) Wait() int {
+	s.t.Helper()
+	select {
+	case <-s.exited:
+		return s.code
+	case <-time.After(Patience):
+		s.t.Fatalf("server has not ended:\n%s", s.Stderr())
+		return -1
+	}
+}
+
+// Plugins returns the process ids of the server's plugins by kind.
+func (s *Server) Plugins() map[string]int {
+	found := map[string]int{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		after := b[bytes.LastIndexByte(b, ')')+1:]
+		fields := strings.Fields(string(after))
+		if len(fields) < 2 || fields[1] != strconv.Itoa(s.PID()) || fields[0] == "Z" {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
+		args := strings.Split(string(line), "\x00")
+		if len(args) >= 4 && args[1] == "plugin" {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			found[args[2]] = pid
+		}
+	}
+	return found
+}
+
+// Eventually waits until ok, and fails the test after Patience.
+func Eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(Patience); time.Now().Before(end); <-tick.C {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("not within %s: %s", Patience, what)
+}
+
+// Line is a connection as a person would have it.
+type Line struct {
+	t  testing.TB
+	nc net.Conn
+	r  *bufio.Reader
+}
+
+// Dial connects and reads the greeting.
+func (s *Server) Dial() *Line {
+	s.t.Helper()
+	l := s.DialRaw()
+	if got := l.Read(); !strings.HasPrefix(got, "INFO {") {
+		s.t.Fatalf("greeting is %q", got)
+	}
+	return l
+}
+
+// DialRaw connects and reads nothing.
+func (s *Server) DialRaw() *Line {
+	s.t.Helper()
+	nc, err := net.DialTimeout("tcp", s.Client, Patience)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = nc.Close() })
+	return &Line{t: s.t, nc: nc, r: bufio.NewReaderSize(nc, 1<<20)}
+}
+
+// Conn is the connection itself.
+func (l *Line) Conn() net.Conn { return l.nc }
+
+// Send writes text as it stands.
+func (l *Line) Send(text string) {
+	l.t.Helper()
+	_ = l.nc.SetWriteDeadline(time.Now().Add(Patience))
+	if _, err := l.nc.Write([]byte(text)); err != nil {
+		l.t.Fatalf("send %.60q: %v", text, err)
+	}
+}
+
+// Read reads one line, without its end.
+func (l *Line) Read() string {
+	l.t.Helper()
+	text, err := l.TryRead()
+	if err != nil {
+		l.t.Fatalf("read a line: %v (got %q)", err, text)
+	}
+	return text
+}
+
+// TryRead is Read for tests that expect the end.
+func (l *Line) TryRead() (string, error) {
+	_ = l.nc.SetReadDeadline(time.Now().Add(Patience))
+	text, err := l.r.ReadString('\n')
+	return strings.TrimRight(text, "\r\n"), err
+}
+
+// ReadN reads exactly n bytes.
+func (l *Line) ReadN(n int) string {
+	l.t.Helper()
+	_ = l.nc.SetReadDeadline(time.Now().Add(Patience))
+	b := make([]byte, n)
+	for got := 0; got < n; {
+		m, err := l.r.Read(b[got:])
+		got += m
+		if err != nil {
+			l.t.Fatalf("read %d of %d bytes: %v", got, n, err)
+		}
+	}
+	return string(b)
+}
+
+// Ask sends a line and returns the line that answers it.
+func (l *Line) Ask(text string) string {
+	l.t.Helper()
+	l.Send(text + "\n")
+	return l.Read()
+}
