@@ -195,6 +195,9 @@ func (a *app) publishLines(ctx context.Context, c *trunkline.Client, to string, 
 	}
 	defer cancel()
 	unflushed := c.Flush(flush)
+	if unflushed != nil {
+		c.Close() // gives every line its result
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a.note("%s", t.summary(sent, size, time.Since(start)))

@@ -69,12 +69,25 @@ func run(ctx context.Context, args []string, s streams) int {
 	if !a.started {
 		err = &usageError{err}
 	}
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		return 130
+	if ctx.Err() == nil {
+		fmt.Fprintf(s.err, "trunkline: %v\n", err)
+		return exitCode(err)
 	}
-	fmt.Fprintf(s.err, "trunkline: %v\n", err)
-	return exitCode(err)
+	if !errors.Is(err, context.Canceled) && !errors.Is(err, context.Cause(ctx)) { // more than the interruption itself
+		fmt.Fprintf(s.err, "trunkline: interrupted: %v\n", err)
+	}
+	return exitInterrupted
 }
+
+// The exit codes of failures.
+const (
+	exitFailed      = 1
+	exitUsage       = 2
+	exitUnconnected = 3
+	exitNotAllowed  = 4
+	exitNotFound    = 5
+	exitInterrupted = 130
+)
 
 func exitCode(err error) int {
 	var wrong *usageError
@@ -82,15 +95,19 @@ func exitCode(err error) int {
 	var server *trunkline.ServerError
 	switch {
 	case errors.As(err, &wrong):
-		return 2
+		return exitUsage
 	case errors.Is(err, trunkline.ErrNotAllowed):
-		return 4
+		return exitNotAllowed
 	case errors.As(err, &unconnected):
-		return 3
-	case errors.As(err, &server) && strings.HasPrefix(string(server.Code), "UNKNOWN_"):
-		return 5
+		return exitUnconnected
+	case errors.As(err, &server):
+		if strings.HasPrefix(string(server.Code), "UNKNOWN_") {
+			return exitNotFound
+		}
+	case errors.Is(err, trunkline.ErrInvalid): // found out on this side
+		return exitUsage
 	}
-	return 1
+	return exitFailed
 }
 
 // command builds the tree of commands.
@@ -173,7 +190,7 @@ func checkAddress(text string, forUse func(*address.Address) error) (address.Add
 	return addr, nil
 }
 
-// exactly is cobra.ExactArgs and the like with the command's own line in the message.
+// argCount is cobra.RangeArgs with the command's own line in the message.
 func argCount(low, high int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < low || len(args) > high {
@@ -189,4 +206,8 @@ func (a *app) printJSON(v any) error {
 	return e.Encode(v)
 }
 
-func (a *app) note(format string, args ...any) { fmt.Fprintf(a.streams.err, format+"\n", args...) }
+// note prints to standard error, behind what was printed before.
+func (a *app) note(format string, args ...any) {
+	a.out.Flush() // its error stays in the writer and is reported at the end
+	fmt.Fprintf(a.streams.err, format+"\n", args...)
+}

@@ -10,6 +10,9 @@ import (
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
 )
 
+// version is what the linker may set.
+var version = trunkline.Version
+
 // versionJSON is the protocol's JSON form of a version.
 type versionJSON struct {
 	Version  string `json:"version"`
@@ -23,7 +26,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Use: "version", Short: "Print this program's version", Args: argCount(0, 0),
 		RunE: func(*cobra.Command, []string) error {
 			a.started = true
-			v := versionJSON{Version: trunkline.Version, Commit: commit(), Go: runtime.Version(), Protocol: trunkline.ProtocolVersion}
+			v := versionJSON{Version: version, Commit: commit(), Go: runtime.Version(), Protocol: trunkline.ProtocolVersion}
 			if a.json {
 				return a.printJSON(v)
 			}

@@ -28,6 +28,7 @@ const batchesMax = 4
 // stream is a link that delivers records. Its handler's calls all come from the link's reader.
 type stream struct {
 	client *Client
+	about  string // what it is for, as its errors say it
 	link   *link
 	queue  chan batch    // closed when nothing more comes
 	stop   chan struct{} // closed by Stop: the reader must not wait for the consumer
@@ -51,7 +52,7 @@ type stream struct {
 	final error // set before queue is closed: why nothing more comes; nil after a whole GET
 }
 
-func (c *Client) newStream(ctx context.Context) (*stream, error) {
+func (c *Client) newStream(ctx context.Context, about string) (*stream, error) {
 	c.mu.Lock()
 	closed := c.closed
 	c.mu.Unlock()
@@ -63,7 +64,7 @@ func (c *Client) newStream(ctx context.Context) (*stream, error) {
 		return nil, err
 	}
 	s := &stream{
-		client: c, queue: make(chan batch, batchesMax), stop: make(chan struct{}), first: make(chan struct{}),
+		client: c, about: about, queue: make(chan batch, batchesMax), stop: make(chan struct{}), first: make(chan struct{}),
 		names: make(map[string]string),
 	}
 	c.mu.Lock()
@@ -243,7 +244,7 @@ func (s *stream) receive(ctx context.Context) (bool, error) {
 			s.current = b
 			return true, nil
 		case s.final != nil:
-			return false, fmt.Errorf("read from %s: %w", s.client.address, s.final)
+			return false, fmt.Errorf("%s: %w", s.about, s.final)
 		}
 		return false, nil
 	case <-s.stop:
@@ -263,7 +264,7 @@ func (c *Client) Subscribe(ctx context.Context, address string) (*Subscription, 
 	if err := checkField("address", address); err != nil {
 		return nil, err
 	}
-	s, err := c.newStream(ctx)
+	s, err := c.newStream(ctx, "subscription to "+address)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to %s: %w", address, err)
 	}
@@ -317,7 +318,7 @@ func (c *Client) Get(ctx context.Context, address string, count int) (*Reading, 
 	if count < 1 {
 		return nil, invalid("cannot read %d records; ask for 1 or more", count)
 	}
-	s, err := c.newStream(ctx)
+	s, err := c.newStream(ctx, "get "+address)
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w", address, err)
 	}

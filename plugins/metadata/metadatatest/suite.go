@@ -53,7 +53,7 @@ func Run(t *testing.T, open Open) {
 	}
 }
 
-// Put makes a transaction of one write.
+// put makes a transaction of one write.
 func put(key, value string, guards ...metadata.Guard) metadata.Txn {
 	return metadata.Txn{Guards: guards, Puts: []metadata.Put{{Key: key, Value: []byte(value)}}}
 }
@@ -219,7 +219,7 @@ func testList(t *testing.T, s metadata.Store) {
 }
 
 func testLongList(t *testing.T, s metadata.Store) {
-	const count, valueBytes = 3000, 2000 // more than one message of any sane size, less than a database page cache
+	const count, valueBytes = 3000, 2000 // 6 MB: more than fits into one message of the usual 4 MiB
 	value := []byte(strings.Repeat("v", valueBytes))
 	for from := 0; from < count; from += 500 {
 		var txn metadata.Txn

@@ -114,6 +114,6 @@ func TestPluginsDieWithTheServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for kind, pid := range plugins {
-		harness.Eventually(t, kind+" is gone", func() bool { return syscall.Kill(pid, 0) != nil })
+		harness.Eventually(t, kind+" is gone", func() bool { return !harness.Alive(pid) })
 	}
 }

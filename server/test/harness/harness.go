@@ -149,8 +149,28 @@ func (s *Server) Kill() {
 	_ = s.cmd.Process.Kill()
 	s.reader.Wait()
 	for _, pid := range plugins {
-		Eventually(s.t, fmt.Sprintf("plugin %d is gone", pid), func() bool { return syscall.Kill(pid, 0) != nil })
+		Eventually(s.t, fmt.Sprintf("plugin %d is gone", pid), func() bool { return !Alive(pid) })
 	}
+}
+
+// Alive reports whether a process runs. One that is dead and not yet reaped does not.
+func Alive(pid int) bool {
+	state, _, ok := procStat(pid)
+	return ok && state != "Z" && state != "X"
+}
+
+// procStat reads the state and the parent of a process.
+func procStat(pid int) (state string, parent int, ok bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", 0, false
+	}
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(fields) < 2 {
+		return "", 0, false
+	}
+	parent, err = strconv.Atoi(fields[1])
+	return fields[0], parent, err == nil
 }
 
 // Term ends the server with SIGTERM and returns its exit code.
@@ -175,21 +195,17 @@ func (s *Server) Wait() int {
 // Plugins returns the process ids of the server's plugins by kind.
 func (s *Server) Plugins() map[string]int {
 	found := map[string]int{}
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range stats {
-		b, err := os.ReadFile(path)
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
 			continue
 		}
-		after := b[bytes.LastIndexByte(b, ')')+1:]
-		fields := strings.Fields(string(after))
-		if len(fields) < 2 || fields[1] != strconv.Itoa(s.PID()) || fields[0] == "Z" {
+		if _, parent, ok := procStat(pid); !ok || parent != s.PID() || !Alive(pid) {
 			continue
 		}
-		line, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
-		args := strings.Split(string(line), "\x00")
-		if len(args) >= 4 && args[1] == "plugin" {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if args := strings.Split(string(line), "\x00"); len(args) >= 4 && args[1] == "plugin" {
 			found[args[2]] = pid
 		}
 	}

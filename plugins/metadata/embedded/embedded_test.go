@@ -1,0 +1,326 @@
+package embedded
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/trunkline-mq/trunkline/plugins/metadata"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T, path string) *Store {
+	t.Helper()
+	s, err := Open(Options{Path: path, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func put(t *testing.T, s *Store, key, value string) metadata.Revision {
+	t.Helper()
+	rev, err := s.Commit(t.Context(), metadata.Txn{Puts: []metadata.Put{{Key: key, Value: []byte(value)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rev
+}
+
+func TestEverythingIsThereAfterReopening(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a", "b", "embedded.db")
+	s := open(t, path)
+	put(t, s, "/k", "one")
+	rev := put(t, s, "/k", "two")
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = open(t, path)
+	e, err := s.Get(t.Context(), "/k")
+	if err != nil || string(e.Value) != "two" || e.Version != 2 || e.Revision != rev {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	if next := put(t, s, "/k", "three"); next != rev+1 {
+		t.Fatalf("revision %d after %d", next, rev)
+	}
+	for _, dir := range []string{"a", "a/b"} {
+		st, err := os.Stat(filepath.Join(path, "../../..", dir))
+		if err != nil || st.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v", dir, st.Mode(), err)
+		}
+	}
+	st, err := os.Stat(path)
+	if err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("file: %v, %v", st.Mode(), err)
+	}
+}
+
+func TestWatchAcrossReopeningListsAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "embedded.db")
+	s := open(t, path)
+	first := put(t, s, "/k", "one")
+	last := put(t, s, "/k", "two")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, path)
+	if _, err := s.Watch(t.Context(), "/", first); !errors.Is(err, metadata.ErrCompacted) {
+		t.Fatalf("watch of what was before: %v", err)
+	}
+	w, err := s.Watch(t.Context(), "/", last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, "/k", "three")
+	events, err := w.Next(t.Context())
+	if err != nil || len(events) != 1 || string(events[0].Value) != "three" {
+		t.Fatalf("%+v, %v", events, err)
+	}
+}
+
+func TestLockedFileIsAClearError(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "embedded.db")
+	open(t, path)
+	if _, err := Open(Options{Path: path}); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), path) {
+		t.Fatalf("open: %v", err)
+	}
+}
+
+func TestFileThatIsNotOursIsAClearError(t *testing.T) {
+	dir := t.TempDir()
+	for _, tc := range []struct {
+		name  string
+		build func(path string) error
+		is    error
+	}{
+		{"text", func(p string) error { return os.WriteFile(p, []byte(strings.Repeat("text ", 5000)), 0o600) }, ErrFormat},
+		{"empty", func(p string) error { return os.WriteFile(p, nil, 0o600) }, ErrFormat},
+		{"cut off", func(p string) error { return os.WriteFile(p, make([]byte, 100), 0o600) }, nil},
+		{"newer", func(p string) error {
+			return change(p, func(tx *bbolt.Tx) error {
+				return tx.Bucket(bucketMeta()).Put(keyFormat(), binary.BigEndian.AppendUint32(nil, formatVersion+1))
+			})
+		}, ErrFormat},
+		{"without a revision", func(p string) error {
+			return change(p, func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta()).Delete(keyRevision()) })
+		}, ErrFormat},
+		{"a directory", func(p string) error { return os.Mkdir(p, 0o700) }, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			path := filepath.Join(dir, strings.ReplaceAll(tc.name, " ", "-"))
+			if err := tc.build(path); err != nil {
+				t.Fatal(err)
+			}
+			s, err := Open(Options{Path: path, Logger: slog.New(slog.DiscardHandler)})
+			if err == nil {
+				t.Fatal(s.Close())
+			}
+			if tc.is != nil && !errors.Is(err, tc.is) || !strings.Contains(err.Error(), path) {
+				t.Fatalf("open: %v", err)
+			}
+		})
+	}
+	blocked := filepath.Join(dir, "text", "meta", "embedded.db") // below a file
+	if _, err := Open(Options{Path: blocked}); err == nil {
+		t.Fatal("a file was taken for a directory")
+	}
+}
+
+// change makes a store at path and changes it behind its back.
+func change(path string, f func(*bbolt.Tx) error) error {
+	if err := create(path); err != nil {
+		return err
+	}
+	db, err := openFile(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.Update(f), db.Close())
+}
+
+func TestDamagedEntryIsReported(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "embedded.db")
+	if err := change(path, func(tx *bbolt.Tx) error { return tx.Bucket(bucketKeys()).Put([]byte("/k"), []byte("short")) }); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, path)
+	if _, err := s.Get(t.Context(), "/k"); !errors.Is(err, ErrFormat) {
+		t.Errorf("get: %v", err)
+	}
+	if _, err := s.List(t.Context(), "/"); !errors.Is(err, ErrFormat) {
+		t.Errorf("list: %v", err)
+	}
+	_, err := s.Commit(t.Context(), metadata.Txn{Guards: []metadata.Guard{{Key: "/k"}}, Puts: []metadata.Put{{Key: "/x"}}})
+	if !errors.Is(err, ErrFormat) {
+		t.Errorf("commit: %v", err)
+	}
+}
+
+func TestHalfMadeFileIsMadeAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "embedded.db")
+	if err := os.WriteFile(path+".new", []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	put(t, open(t, path), "/k", "v")
+	if _, err := os.Lstat(path + ".new"); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("the half-made file is still there: %v", err)
+	}
+}
+
+func TestClosedStoreAnswersSo(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "embedded.db"))
+	w, err := s.Watch(t.Context(), "/", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get(t.Context(), "/k"); !errors.Is(err, ErrClosed) {
+		t.Errorf("get: %v", err)
+	}
+	if _, err := s.Commit(t.Context(), metadata.Txn{Puts: []metadata.Put{{Key: "/k"}}}); !errors.Is(err, ErrClosed) {
+		t.Errorf("commit: %v", err)
+	}
+	if _, err := w.Next(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("next: %v", err)
+	}
+	if _, err := s.Watch(t.Context(), "/", 0); !errors.Is(err, ErrClosed) {
+		t.Errorf("watch: %v", err)
+	}
+}
+
+func TestCommitThatWaitsForItsTurnCanBeGivenUp(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "embedded.db"))
+	s.turn <- struct{}{} // somebody is writing
+	waiting, stop := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer stop()
+	if _, err := s.Commit(waiting, metadata.Txn{Puts: []metadata.Put{{Key: "/k"}}}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("commit: %v", err)
+	}
+	<-s.turn
+	put(t, s, "/other", "v")
+	if _, err := s.Get(t.Context(), "/k"); !errors.Is(err, metadata.ErrNotFound) {
+		t.Fatalf("it was written: %v", err)
+	}
+}
+
+func TestFullDiskBreaksTheStoreAndLosesNothing(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
+		t.Skipf("needs the right to mount a small tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	path := filepath.Join(dir, "embedded.db")
+	s := open(t, path)
+	acked := 0
+	var failure error
+	for failure == nil && acked < 1000 {
+		_, failure = s.Commit(t.Context(), metadata.Txn{Puts: []metadata.Put{
+			{Key: fmt.Sprintf("/k/%04d", acked), Value: make([]byte, 16<<10)},
+		}})
+		if failure == nil {
+			acked++
+		}
+	}
+	if !errors.Is(failure, ErrBroken) || !errors.Is(failure, unix.ENOSPC) || acked == 0 {
+		t.Fatalf("after %d commits: %v", acked, failure)
+	}
+	select {
+	case <-s.Failed():
+	default:
+		t.Error("Failed is open")
+	}
+	if _, err := s.Commit(t.Context(), metadata.Txn{Puts: []metadata.Put{{Key: "/small"}}}); !errors.Is(err, ErrBroken) {
+		t.Errorf("the next commit: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT, "size=4m"); err != nil {
+		t.Fatal(err)
+	}
+	snap, err := open(t, path).List(t.Context(), "/k/")
+	if err != nil || len(snap.Entries) < acked || len(snap.Entries) > acked+1 {
+		t.Fatalf("%d acknowledged, %d there, %v", acked, len(snap.Entries), err)
+	}
+}
+
+func TestHistoryIsBounded(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		commits int
+		events  func(metadata.Revision) []metadata.Event
+	}{
+		{"by events", historyEventsMax + 100, func(r metadata.Revision) []metadata.Event {
+			return []metadata.Event{{Entry: metadata.Entry{Key: "/a", Revision: r}}}
+		}},
+		{"by bytes", 40, func(r metadata.Revision) []metadata.Event {
+			value := make([]byte, historyBytesMax/20)
+			return []metadata.Event{{Entry: metadata.Entry{Key: "/a", Value: value, Revision: r}}, {Entry: metadata.Entry{Key: "/b", Revision: r}}}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newHistory(0)
+			slow, err := h.watch("/", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for r := range metadata.Revision(tc.commits) {
+				h.add(r+1, tc.events(r+1))
+			}
+			if len(h.events) > historyEventsMax || h.bytes > historyBytesMax {
+				t.Errorf("%d events, %d bytes", len(h.events), h.bytes)
+			}
+			if h.floor == 0 || h.events[0].Revision != h.floor+1 || h.current != metadata.Revision(tc.commits) {
+				t.Errorf("floor %d, first %d, current %d", h.floor, h.events[0].Revision, h.current)
+			}
+			if _, err := slow.Next(t.Context()); !errors.Is(err, metadata.ErrCompacted) {
+				t.Errorf("a watcher that missed something is told %v", err)
+			}
+			w, err := h.watch("/", h.floor)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for next := h.floor + 1; next <= h.current; {
+				events, err := w.Next(t.Context())
+				if err != nil || events[0].Revision != next || len(events) > nextEventsMax+1 {
+					t.Fatalf("%d events from %d on, %v; want from %d on", len(events), events[0].Revision, err, next)
+				}
+				next = events[len(events)-1].Revision + 1
+			}
+		})
+	}
+}
+
+func TestHugeCommitStaysForThoseWhoWait(t *testing.T) {
+	h := newHistory(0)
+	w, err := h.watch("/", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.add(1, []metadata.Event{{Entry: metadata.Entry{Key: "/k", Value: make([]byte, 2*historyBytesMax), Revision: 1}}})
+	if events, err := w.Next(t.Context()); err != nil || len(events) != 1 {
+		t.Fatalf("%d events, %v", len(events), err)
+	}
+}
