@@ -12,7 +12,7 @@ PROTOC_GEN_GO_GRPC     := v1.6.2
 # Programs that tests run, and the Debian packages that have them.
 TEST_PACKAGES = $(strip \
 	$(if $(shell nc -h 2>&1 | grep OpenBSD),,netcat-openbsd) \
-	$(if $(shell command -v protoc),,protobuf-compiler))
+	$(if $(shell command -v protoc 2>/dev/null),,protobuf-compiler))
 
 FUZZTIME  ?= 10s
 BENCH     ?= .

@@ -257,11 +257,9 @@ func (l *link) flush() error {
 	}
 }
 
-// spareBytesMax bounds the buffer that is kept between writes.
-const spareBytesMax = 1 << 20
-
+// recycle keeps a written buffer for the next one, unless a record larger than the bound in flight made it grow.
 func (l *link) recycle(buf []byte) {
-	if cap(buf) > spareBytesMax {
+	if cap(buf) > 2*l.opt.inFlightBytes+writeBytesMax {
 		return
 	}
 	l.out.Lock()
@@ -361,7 +359,7 @@ func (l *link) handle(f *line.Frame) (freed int, notice, err error) {
 		l.handler.async(e)
 		return 0, e, nil
 	}
-	if !ok || r.ping != (f.Kind == line.FramePong) {
+	if !ok || f.Kind != line.FrameErr && r.ping != (f.Kind == line.FramePong) {
 		if ok {
 			r.finish(Ack{}, answer{err: &LinkError{Sent: true, Err: ErrProtocol}})
 		}

@@ -21,7 +21,7 @@ type options struct {
 }
 
 const (
-	inFlightBytesDefault = 8 << 20
+	inFlightBytesDefault = 4 << 20
 	pingIntervalDefault  = 30 * time.Second
 	writeTimeoutDefault  = 60 * time.Second
 	// requestOverhead is added to a publish's bytes in flight for what the client keeps per request, so that a bound
@@ -54,7 +54,7 @@ func WithDialer(dial func(ctx context.Context, network, address string) (net.Con
 	return func(o *options) { o.dial = dial }
 }
 
-// WithInFlightBytes bounds what is published and not yet answered, 8 MiB by default; Publish waits when it is reached.
+// WithInFlightBytes bounds what is published and not yet answered, 4 MiB by default; Publish waits when it is reached.
 // A record larger than n goes alone.
 func WithInFlightBytes(n int) Option { return func(o *options) { o.inFlightBytes = max(n, 1) } }
 

@@ -93,6 +93,16 @@ func TestPublishSyncAndFlush(t *testing.T) {
 	}
 }
 
+func TestFlushTellsWhyItWasRefused(t *testing.T) {
+	c := dial(t, scripted.Start(t, hello+"> PING\n< -ERR SHUTTING_DOWN 'going; come back'\n> PING\n< PONG"))
+	if err := c.Flush(testContext(t)); !errors.Is(err, ErrUnavailable) {
+		t.Fatal(err)
+	}
+	if err := c.Flush(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestPublishRefusesWhatWouldBreakTheStream(t *testing.T) {
 	c := dial(t, scripted.Start(t, hello))
 	cases := []struct {
@@ -400,22 +410,5 @@ func TestPublishedBytesAreWhatTheServersParserReads(t *testing.T) {
 	}
 	if want := "NATS/1.0\r\nKey-Base64: YQBi\r\nX-Y: 1 2\r\nX-Y: \r\n\r\n"; string(cmd.Header) != want {
 		t.Fatalf("header block %q; want %q", cmd.Header, want)
-	}
-}
-
-func TestPublishAllocatesNothingPerRecord(t *testing.T) {
-	m := &Message{Key: []byte("k"), Value: make([]byte, 50), Headers: []Header{{"A", []byte("b")}}}
-	var q ring
-	var acks ackReader
-	buf, ok, done := make([]byte, 0, 4096), []byte("orders/2@17 disk"), func(Ack, error) {}
-	n := testing.AllocsPerRun(100, func() {
-		buf, _ = appendPublish(buf[:0], "orders", m)
-		q.push(request{ack: done})
-		r, _ := q.pop()
-		ack, err := acks.read(ok)
-		r.ack(ack, err)
-	})
-	if n != 0 {
-		t.Fatalf("%v allocations", n)
 	}
 }

@@ -30,8 +30,8 @@ type Spec struct {
 	// Files gives the descriptors the child inherits, from 3 on. It is called for each start; the host closes the
 	// files it got, started or not. Nil: none.
 	Files func() ([]*os.File, error)
-	// OnUp adopts an instance, which is ready when it returned nil. ctx ends when the instance does. An error kills
-	// the instance. Nil: ready at once.
+	// OnUp adopts an instance, which is ready when it returned nil. ctx ends when the instance does, and when OnUp
+	// returns. An error kills the instance. Nil: ready at once.
 	OnUp func(ctx context.Context, inst *Instance) error
 	// OnDown is called once for each OnUp that returned nil, when that instance is gone or being killed, and has
 	// returned before a successor starts. Nil: nobody wants to know.

@@ -65,6 +65,7 @@ func TestStartTellsWhyNot(t *testing.T) {
 		{"prints without an end", "flood", Options{}, ErrHandshake, "must print nothing before"},
 		{"hangs", "hang", quick, ErrStartTimeout, "no working connection in time"},
 		{"does not answer", "deaf", quick, ErrStartTimeout, "no working connection in time"},
+		{"ends after its handshake", "faint", Options{}, ErrExited, "exit status 4 (its last words: all too much)"},
 		{"has another version", "version", Options{}, ErrHandshake, "Plugin version: 99"},
 		{"listens elsewhere", "elsewhere", Options{}, ErrHandshake, "not in its socket directory"},
 		{"is another plugin", "other", Options{}, ErrWrongPlugin, "partitioner other"},
@@ -301,6 +302,10 @@ func TestPluginDiesWithItsHost(t *testing.T) {
 			pid, err := strconv.Atoi(strings.TrimSpace(line))
 			if err != nil || !alive(pid) {
 				t.Fatalf("plugin's pid %q, %v", line, err)
+			}
+			// Stopped, it can do nothing about it by itself.
+			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
 			}
 			if err := host.Process.Signal(sig); err != nil {
 				t.Fatal(err)

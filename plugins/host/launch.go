@@ -90,12 +90,25 @@ func connect(ctx context.Context, inst *Instance, spec Spec) error {
 	}
 	wg.Wait()
 	if err == nil {
-		err = inst.identify(ctx, spec)
+		err = inst.proc.died(inst.identify(ctx, spec))
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// died replaces what gRPC says of a connection to a process that has just ended.
+func (p *process) died(err error) error {
+	if err == nil || errors.Is(err, ErrWrongPlugin) {
+		return err
+	}
+	select {
+	case <-p.exited:
+		return fmt.Errorf("%w right after its handshake: %s", ErrExited, p.exitStatus())
+	case <-time.After(exitGrace):
+		return err
+	}
 }
 
 func handshakeAndDial(ctx context.Context, inst *Instance) error {
@@ -105,7 +118,7 @@ func handshakeAndDial(ctx context.Context, inst *Instance) error {
 	}
 	protocol, err := inst.client.Client()
 	if err != nil {
-		return fmt.Errorf("connection to the plugin: %w", err)
+		return inst.proc.died(fmt.Errorf("connection to the plugin: %w", err))
 	}
 	raw, err := protocol.Dispense(dispensed)
 	if err != nil {

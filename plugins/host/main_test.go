@@ -84,23 +84,32 @@ func childMain(mode string, args []string) {
 	case "elsewhere":
 		fmt.Println("1|1|unix|/nowhere/plugin1|grpc|")
 		hang()
-	case "deaf": // listens where it should, and never answers
-		path := os.Getenv("PLUGIN_UNIX_SOCKET_DIR") + "/plugin1"
-		fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-		if err == nil {
-			err = syscall.Bind(fd, &syscall.SockaddrUnix{Name: path})
-		}
-		if err == nil {
-			err = syscall.Listen(fd, 8)
-		}
-		if err != nil {
-			sdk.Fatal(err)
-		}
-		fmt.Println("1|1|unix|" + path + "|grpc|")
+	case "deaf":
+		listenOnly()
 		hang()
+	case "faint": // ends as soon as it has shaken hands
+		listenOnly()
+		fmt.Fprintln(os.Stderr, "all too much")
+		os.Exit(4)
 	case "host":
 		hostMain(args[0])
 	}
+}
+
+// listenOnly shakes hands and listens where it should, but answers nobody.
+func listenOnly() {
+	path := os.Getenv("PLUGIN_UNIX_SOCKET_DIR") + "/plugin1"
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		err = syscall.Bind(fd, &syscall.SockaddrUnix{Name: path})
+	}
+	if err == nil {
+		err = syscall.Listen(fd, 8)
+	}
+	if err != nil {
+		sdk.Fatal(err)
+	}
+	fmt.Println("1|1|unix|" + path + "|grpc|")
 }
 
 // hang waits for something that does not come.

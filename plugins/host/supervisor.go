@@ -160,7 +160,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			return nil
 		}
 		s.update(func(st *Status) { st.Restarts++ })
-		if err := s.bringUp(ctx); err != nil {
+		if err := s.bringUp(ctx); err != nil && ctx.Err() == nil {
 			s.note(err)
 		}
 	}

@@ -111,7 +111,7 @@ type Opened struct {
 type Segment struct {
 	Base, Next   record.Offset
 	Size         int64
-	MaxTimestamp int64 // -1 when empty
+	MaxTimestamp int64 // -1 when empty, or not known to the store (adopted with Held)
 }
 
 // Lease is the right to write one segment from Position on.
@@ -120,7 +120,7 @@ type Lease struct {
 	Base         record.Offset // of the segment
 	Next         record.Offset // of the next record
 	Position     int64         // where its batch starts; the file's size
-	MaxTimestamp int64         // of the segment so far; -1 when empty
+	MaxTimestamp int64         // of the segment so far; -1 when empty, or not known (adopted with Held)
 	Dev, Ino     uint64
 	File         File // nil when adopted with Held and the segment did not change
 }

@@ -24,7 +24,8 @@ const Hello = `
 
 // Start listens and plays one script to each connection, in order. A script's lines are "> " what must come,
 // "< " what is sent with a line end, "<- " what is sent without, and "cut" to close; at its end the connection stays
-// open until the client closes it. Blanks that repeat in what came count as one.
+// open until the client closes it. Blanks that repeat in what came count as one. What stands together
+// is sent together.
 func Start(t testing.TB, scripts ...string) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -53,13 +54,16 @@ func Start(t testing.TB, scripts ...string) string {
 
 func Play(conn net.Conn, script string) error {
 	conn.SetDeadline(time.Now().Add(patience))
-	in := bufio.NewReader(conn)
+	in, out := bufio.NewReader(conn), bufio.NewWriter(conn)
 	for _, step := range strings.Split(strings.Trim(script, "\n"), "\n") {
 		var err error
 		switch {
 		case step == "cut":
-			return nil
+			return out.Flush()
 		case step == ">" || strings.HasPrefix(step, "> "):
+			if err = out.Flush(); err != nil {
+				break
+			}
 			var got string
 			if got, err = in.ReadString('\n'); err == nil {
 				got = strings.TrimSuffix(strings.TrimSuffix(got, "\n"), "\r")
@@ -68,15 +72,18 @@ func Play(conn net.Conn, script string) error {
 				}
 			}
 		case strings.HasPrefix(step, "< "):
-			_, err = conn.Write([]byte(step[2:] + "\r\n"))
+			_, err = out.WriteString(step[2:] + "\r\n")
 		case strings.HasPrefix(step, "<- "):
-			_, err = conn.Write([]byte(step[3:]))
+			_, err = out.WriteString(step[3:])
 		case step != "":
 			return fmt.Errorf("bad step %q", step)
 		}
 		if err != nil {
 			return fmt.Errorf("at %q: %w", step, err)
 		}
+	}
+	if err := out.Flush(); err != nil {
+		return fmt.Errorf("at the end: %w", err)
 	}
 	if rest, err := in.ReadString('\n'); err == nil {
 		return fmt.Errorf("after the script came %q", rest)

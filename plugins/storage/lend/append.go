@@ -161,6 +161,7 @@ func (l *Log) roll(ctx context.Context) error {
 	l.mu.Lock()
 	l.segments = append(l.segments, next)
 	l.lease, l.file = lease.Epoch, file
+	l.notes = notes{} // they were of the sealed segment; for that one the core has its own index
 	l.mu.Unlock()
 	l.dir.disclaim(active.inode)
 	l.dir.files.unpin(active)

@@ -82,17 +82,23 @@ func (c *fileCache) acquire(s *segment) (vfs.File, bool) {
 	return s.file, true
 }
 
-// put gives s a lent file, unless another reader was faster; then f is closed.
-func (c *fileCache) put(s *segment, f vfs.File) {
+// put gives s a lent file, unless another reader was faster, and returns the one it has, acquired; false where s was
+// let go meanwhile. A file that is not used is closed.
+func (c *fileCache) put(s *segment, f vfs.File) (vfs.File, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.gone || s.file != nil {
 		_ = f.Close()
-		return
+	} else {
+		s.file = f
+		s.elem = c.lru.PushFront(s)
 	}
-	s.file = f
-	s.elem = c.lru.PushFront(s)
+	if s.gone {
+		return nil, false
+	}
+	s.refs++
 	c.evictLocked()
+	return s.file, true
 }
 
 // pin gives s its writer's file.
@@ -168,10 +174,9 @@ func (l *Log) open(ctx context.Context, s *segment, off record.Offset) (vfs.File
 	if err != nil {
 		return nil, place{}, err
 	}
-	l.dir.files.put(s, unwrap(e.File))
-	f, ok := l.dir.files.acquire(s)
+	f, ok := l.dir.files.put(s, unwrap(e.File))
 	if !ok {
-		return nil, place{}, fmt.Errorf("read segment %d of %s: %w", s.base, l.part, ErrClosed)
+		return nil, place{}, ErrMoved
 	}
 	if !known {
 		at = place{e.Offset, e.Position}

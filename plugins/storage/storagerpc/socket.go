@@ -198,12 +198,11 @@ func (s *Socket) arrive(id uint64, fds []int, truncated bool) {
 	}
 	a := arrival{begun: s.begun}
 	switch {
-	case truncated:
-		closeAll(fds)
+	case truncated && len(fds) == 0:
 		a.err = fmt.Errorf("%w: lend %d: this process has no descriptor left to receive it", ErrDescriptorLost, id)
-	case len(fds) != 1:
+	case truncated || len(fds) != 1:
 		closeAll(fds)
-		a.err = fmt.Errorf("%w: lend %d came with %d descriptors", ErrBadAnswer, id, len(fds))
+		a.err = fmt.Errorf("%w: lend %d came with %d descriptors or more", ErrBadAnswer, id, len(fds))
 	default:
 		a.file = &received{fd: fds[0]}
 	}

@@ -60,6 +60,9 @@ func (c *cursor) record(ctx context.Context, end record.Offset, r *record.Record
 func (c *cursor) fetch(ctx context.Context, end record.Offset) error {
 	if c.reader == nil {
 		r, err := c.part.Records(ctx, c.next)
+		if errors.Is(err, lend.ErrMoved) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
