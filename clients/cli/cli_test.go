@@ -287,7 +287,7 @@ func TestInterruptEndsACommand(t *testing.T) {
 		}
 		defer r.Close()
 		defer w.Close()
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		if _, err := w.WriteString("a\nb"); err != nil {
 			t.Fatal(err)

@@ -439,3 +439,27 @@ func TestRunByHandItSaysWhatItIs(t *testing.T) {
 		t.Fatalf("%v: %q", err, out)
 	}
 }
+
+func TestRestartsLeaveNoDescriptorsBehind(t *testing.T) {
+	count := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	r := start(t, specOf("probe", shortDir(t)), Options{BackoffMax: 10 * time.Millisecond})
+	var before int
+	for n := uint64(1); n <= 6; n++ {
+		inst := r.ready(t, n)
+		if n == 2 { // what the runtime opens once is open by now
+			before = count()
+		}
+		if n == 6 {
+			break
+		}
+		inst.Kill(errors.New("next"))
+		<-inst.Done()
+	}
+	eventually(t, "no more descriptors than before", func() bool { return count() <= before })
+}

@@ -17,16 +17,22 @@ func AppendMsg(dst, subject, sid []byte, size int) []byte {
 	return append(dst, '\r', '\n')
 }
 
-// AppendHMsg appends the head of an HMSG frame; header block, payload and AppendEnd follow. total counts both.
-func AppendHMsg(dst, subject, sid []byte, header, total int) []byte {
+// Sizes are what an HMSG announces.
+type Sizes struct {
+	Header int // of the header block
+	Total  int // of header block and payload together
+}
+
+// AppendHMsg appends the head of an HMSG frame; header block, payload and AppendEnd follow.
+func AppendHMsg(dst, subject, sid []byte, s Sizes) []byte {
 	dst = append(dst, "HMSG "...)
 	dst = append(dst, subject...)
 	dst = append(dst, ' ')
 	dst = append(dst, sid...)
 	dst = append(dst, ' ')
-	dst = strconv.AppendInt(dst, int64(header), 10)
+	dst = strconv.AppendInt(dst, int64(s.Header), 10)
 	dst = append(dst, ' ')
-	dst = strconv.AppendInt(dst, int64(total), 10)
+	dst = strconv.AppendInt(dst, int64(s.Total), 10)
 	return append(dst, '\r', '\n')
 }
 

@@ -52,6 +52,7 @@ func Start(t testing.TB, scripts ...string) string {
 	return ln.Addr().String()
 }
 
+// Play plays one script on conn and returns what did not go by it. It leaves conn open.
 func Play(conn net.Conn, script string) error {
 	conn.SetDeadline(time.Now().Add(patience))
 	in, out := bufio.NewReader(conn), bufio.NewWriter(conn)
@@ -68,7 +69,7 @@ func Play(conn net.Conn, script string) error {
 			if got, err = in.ReadString('\n'); err == nil {
 				got = strings.TrimSuffix(strings.TrimSuffix(got, "\n"), "\r")
 				if strings.Join(strings.Fields(got), " ") != strings.Join(strings.Fields(strings.TrimPrefix(step[1:], " ")), " ") {
-					return fmt.Errorf("got %q, want %q", got, step[2:])
+					return fmt.Errorf("got %q, want %q", got, step)
 				}
 			}
 		case strings.HasPrefix(step, "< "):

@@ -164,9 +164,10 @@ func pathError(op, path string, err error) error {
 	return &fs.PathError{Op: op, Path: path, Err: err}
 }
 
+// infoOf widens the link count, whose type differs by platform.
 func infoOf(st *unix.Stat_t) Info {
 	return Info{
-		Size: st.Size, Dev: st.Dev, Ino: st.Ino, Links: uint64(st.Nlink), //nolint:unconvert // the width differs by platform
+		Size: st.Size, Dev: st.Dev, Ino: st.Ino, Links: uint64(st.Nlink),
 		Regular: st.Mode&unix.S_IFMT == unix.S_IFREG,
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"runtime/pprof"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -92,9 +93,16 @@ func New(o Options) (*Store, error) {
 	for _, name := range left {
 		s.trash.push(name)
 	}
-	s.workers.Go(func() { s.trash.run(ctx, s.emptyTrash) })
-	s.workers.Go(func() { s.spares.run(ctx, s.makeSpare) })
+	s.work(ctx, "trash", s.trash, s.emptyTrash)
+	s.work(ctx, "spares", s.spares, s.makeSpare)
 	return s, nil
+}
+
+// work starts the one goroutine of a backlog; Stop waits for it.
+func (s *Store) work(ctx context.Context, what string, b backlog, do func(context.Context, string)) {
+	s.workers.Go(func() {
+		pprof.Do(ctx, pprof.Labels("component", "storage/filelog", "work", what), func(ctx context.Context) { b.run(ctx, do) })
+	})
 }
 
 // Stop ends the background work and waits for it. It returns the first error that work met. Leases are not touched:

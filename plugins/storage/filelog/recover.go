@@ -42,6 +42,7 @@ type end struct {
 	size   int64
 	offset record.Offset
 	reason string
+	above  bool  // it is the ceiling that ends the log, not damage
 	whole  int64 // size of the batch that begins there, by its own word; 0 when that cannot be believed
 }
 
@@ -214,7 +215,7 @@ func (v *recovery) read(ctx context.Context, f vfs.File, g *segment, size int64)
 func (v *recovery) take(g *segment, b kafkalog.Found) *end {
 	next := b.Batch.NextOffset()
 	if v.r.Ceiling >= 0 && next > v.r.Ceiling {
-		return &end{reason: fmt.Sprintf("above offset %d, the end of what was confirmed", v.r.Ceiling)}
+		return &end{above: true, reason: fmt.Sprintf("above offset %d, the end of what was confirmed", v.r.Ceiling)}
 	}
 	if !v.known {
 		if latest, ok := v.epochs.Latest(); ok && b.Batch.Epoch() < latest.Epoch {
@@ -239,8 +240,8 @@ func (v *recovery) finish(ctx context.Context, e end) (*storage.Cut, error) {
 		empty = empty && f.size == 0
 	}
 	ceiling := v.r.Ceiling
-	confirmed := ceiling >= 0 && e.offset >= ceiling // nothing confirmed lies beyond
-	if !empty && !confirmed {
+	unconfirmed := e.above || ceiling >= 0 && e.offset >= ceiling // whatever lies beyond may go
+	if !empty && !unconfirmed {
 		valid, err := v.anyValid(ctx, later)
 		if err != nil {
 			return nil, err

@@ -66,7 +66,7 @@ func TestDamageAtEveryByte(t *testing.T) {
 				want, sound = append(want, values[i]...), e
 			}
 		}
-		got := storagetest.Read(t, s, p, 0, opened.Lease.Next)
+		got := storagetest.Read(t, s, p, opened.Lease.Next)
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: recovered %q, want %q", what, got, want)
 		}
@@ -132,7 +132,7 @@ func TestTornOrDirty(t *testing.T) {
 			if err != nil || !bytes.Equal(saved, c.tail) {
 				t.Errorf("saved %d bytes of %d, %v", len(saved), len(c.tail), err)
 			}
-			if got := storagetest.Read(t, s, p, 0, opened.Lease.Next); !slices.Equal(got, []string{"kept"}) {
+			if got := storagetest.Read(t, s, p, opened.Lease.Next); !slices.Equal(got, []string{"kept"}) {
 				t.Errorf("read %q", got)
 			}
 		})
@@ -321,19 +321,39 @@ func TestCutBelowACeilingLeavesTheOldInodeAlone(t *testing.T) {
 }
 
 func TestCutOverSegmentsWithACeiling(t *testing.T) {
-	dir := t.TempDir()
-	s := newStore(t, dir, nil)
-	threeSegments(t, s)
-	damage(t, segmentFile(dir, 2)) // above the ceiling: nothing that was confirmed
-	s = newStore(t, dir, nil)
-	r := storagetest.Recover(storagetest.Part(), "core")
-	r.Ceiling = 2
-	_, opened := storagetest.NewWriter(t, s, r)
-	if opened.Lease.Next != 2 || opened.Cut == nil || opened.Cut.Dirty {
-		t.Errorf("opened %+v, cut %+v", opened.Lease, opened.Cut)
-	}
-	if exists(segmentFile(dir, 3)) || !exists(filepath.Join(partDir(dir), "00000000000000000003.cut-0")) {
-		t.Errorf("left: %q", names(t, partDir(dir)))
+	for name, c := range map[string]struct {
+		ceiling, next record.Offset
+		dirty         bool
+		removed       []record.Offset // highest first, or a crash leaves a gap
+	}{
+		"on a segment's edge":  {2, 2, false, []record.Offset{3}},
+		"inside the first one": {1, 0, true, []record.Offset{3, 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := newStore(t, dir, nil)
+			threeSegments(t, s)
+			damage(t, segmentFile(dir, 2)) // above the ceiling: nothing that was confirmed
+			fsys := faultfs.New(vfs.OS())
+			s = newStore(t, dir, fsys)
+			r := storagetest.Recover(storagetest.Part(), "core")
+			r.Ceiling = c.ceiling
+			_, opened := storagetest.NewWriter(t, s, r)
+			if opened.Lease.Next != c.next || opened.Cut == nil || opened.Cut.Dirty != c.dirty {
+				t.Errorf("opened %+v, cut %+v", opened.Lease, opened.Cut)
+			}
+			var removed []record.Offset
+			for _, call := range fsys.Calls(faultfs.On(faultfs.Remove, "*.log")) {
+				base, _ := kafkalog.ParseSegmentName(filepath.Base(call.Path))
+				removed = append(removed, base)
+			}
+			if !slices.Equal(removed, c.removed) {
+				t.Errorf("removed %v, want %v", removed, c.removed)
+			}
+			if exists(segmentFile(dir, 3)) || !exists(filepath.Join(partDir(dir), "00000000000000000003.cut-0")) {
+				t.Errorf("left: %q", names(t, partDir(dir)))
+			}
+		})
 	}
 }
 
@@ -393,7 +413,7 @@ func TestCrashAtEveryCallOfARecovery(t *testing.T) {
 		if !done || !(opened.Cut != nil && opened.Cut.Dirty) && !lastCall(fsys) {
 			t.Errorf("crash at call %d (%v): opened %+v, cut %+v", at, err, opened.Lease, opened.Cut)
 		}
-		if got := storagetest.Read(t, s, storagetest.Part(), 0, 1); !slices.Equal(got, []string{"one"}) {
+		if got := storagetest.Read(t, s, storagetest.Part(), 1); !slices.Equal(got, []string{"one"}) {
 			t.Errorf("crash at call %d: read %q", at, got)
 		}
 		saved, err := filepath.Glob(filepath.Join(partDir(dir), "*.cut-*"))
@@ -427,7 +447,7 @@ func TestCrashAtEveryCall(t *testing.T) {
 		s := newStore(t, dir, nil)
 		r := storagetest.Creating(storagetest.Part(), "next")
 		w, opened := storagetest.NewWriter(t, s, r)
-		got := storagetest.Read(t, s, storagetest.Part(), 0, opened.Lease.Next)
+		got := storagetest.Read(t, s, storagetest.Part(), opened.Lease.Next)
 		if opened.Cut != nil || !slices.Equal(got, wrote) && !(deleting && len(got) == 0) {
 			t.Errorf("crash at call %d (%v): wrote %q, read %q, cut %+v", at, err, wrote, got, opened.Cut)
 		}

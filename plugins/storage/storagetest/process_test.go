@@ -235,7 +235,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		}
 	}
 	w.Note()
-	got := storagetest.Read(t, c.store, storagetest.Part(), 0, w.Next())
+	got := storagetest.Read(t, c.store, storagetest.Part(), w.Next())
 	if len(got) != len(want) {
 		t.Fatalf("read back %d records of %d", len(got), len(want))
 	}

@@ -185,7 +185,7 @@ func recovers(t TB, open Opener) {
 	if len(opened.Sealed) != 1 || opened.Sealed[0].Next != 4 || opened.Sealed[0].MaxTimestamp != 2 {
 		t.Errorf("sealed segments %+v", opened.Sealed)
 	}
-	wantValues(t, Read(t, store, Part(), opened.LogStart, 5), "one", "two", "", "four", "five")
+	wantValues(t, Read(t, store, Part(), 5), "one", "two", "", "four", "five")
 }
 
 func heldOnce(t TB, open Opener) {
@@ -220,7 +220,7 @@ func voids(t TB, open Opener) {
 	wantErr(t, "note of a core that is gone", store.Note(context.Background(), note), storage.ErrLeaseStale)
 	fresh.Append("two")
 	fresh.Note()
-	wantValues(t, Read(t, store, Part(), 0, 2), "one", "two")
+	wantValues(t, Read(t, store, Part(), 2), "one", "two")
 }
 
 func rolls(t TB, open Opener) {
@@ -243,7 +243,7 @@ func rolls(t TB, open Opener) {
 			t.Errorf("the same roll gave %+v, then %+v", l, again)
 		}
 	}
-	wantValues(t, Read(t, store, Part(), 0, 5), "0", "1", "2", "3", "4")
+	wantValues(t, Read(t, store, Part(), 5), "0", "1", "2", "3", "4")
 }
 
 func wrongRolls(t TB, open Opener) {
@@ -272,7 +272,7 @@ func wrongRolls(t TB, open Opener) {
 	wantErr(t, "roll of another core", err, storage.ErrLeaseStale)
 	w.Roll()
 	w.Append("two")
-	wantValues(t, Read(t, store, Part(), 0, 1), "one")
+	wantValues(t, Read(t, store, Part(), 1), "one")
 }
 
 func locates(t TB, open Opener) {
@@ -333,7 +333,7 @@ func notes(t TB, open Opener) {
 			t.Errorf("note up to %d: %v", n.Next, err)
 		}
 	}
-	wantValues(t, Read(t, store, Part(), 0, 2), "one", "two")
+	wantValues(t, Read(t, store, Part(), 2), "one", "two")
 	stale := second
 	stale.Lease++
 	wantErr(t, "note with a lease that was never given", store.Note(ctx, stale), storage.ErrLeaseStale)
@@ -371,7 +371,7 @@ func readopts(t TB, open Opener) {
 	w.Roll()
 	w.Append("six")
 	w.Note()
-	wantValues(t, Read(t, store, Part(), 0, 6), "one", "two", "three", "four", "five", "six")
+	wantValues(t, Read(t, store, Part(), 6), "one", "two", "three", "four", "five", "six")
 }
 
 func mismatches(t TB, open Opener) {
@@ -400,7 +400,7 @@ func mismatches(t TB, open Opener) {
 	}
 	w.Readopt(store)
 	w.Note()
-	wantValues(t, Read(t, store, Part(), 0, 3), "one", "two", "three")
+	wantValues(t, Read(t, store, Part(), 3), "one", "two", "three")
 }
 
 // lostAnswer: the store sealed and died, and the core, which never heard of it, went on in the old segment.
@@ -438,7 +438,7 @@ func lostAnswer(t TB, open Opener) {
 	}
 	w.Append("six")
 	w.Roll()
-	wantValues(t, Read(t, store, Part(), 0, 6), "one", "two", "three", "four", "five", "six")
+	wantValues(t, Read(t, store, Part(), 6), "one", "two", "three", "four", "five", "six")
 }
 
 func torn(t TB, open Opener) {
@@ -469,7 +469,7 @@ func torn(t TB, open Opener) {
 		if c == nil || c.Offset != record.Offset(len(values)) || c.Bytes != int64(len(tail)) || c.Reason == "" || c.SavedAs == "" || c.Dirty {
 			t.Errorf("tail %q: cut is %+v", tail[:min(len(tail), 20)], c)
 		}
-		wantValues(t, Read(t, store, Part(), 0, opened.Lease.Next), values...)
+		wantValues(t, Read(t, store, Part(), opened.Lease.Next), values...)
 		end()
 		w.Let()
 	}
@@ -494,7 +494,7 @@ func ceiling(t TB, open Opener) {
 		t.Errorf("ceiling 2: opened %+v, cut %+v", opened.Lease, opened.Cut)
 	}
 	w.Append("five")
-	wantValues(t, Read(t, store, Part(), 0, 2), "one", "two")
+	wantValues(t, Read(t, store, Part(), 2), "one", "two")
 	end()
 	w.Let()
 
@@ -504,7 +504,7 @@ func ceiling(t TB, open Opener) {
 	if opened.Lease.Next != 3 || opened.Cut == nil || !opened.Cut.Dirty {
 		t.Errorf("ceiling above the end: opened %+v, cut %+v", opened.Lease, opened.Cut)
 	}
-	wantValues(t, Read(t, store, Part(), 0, 3), "one", "two", "five")
+	wantValues(t, Read(t, store, Part(), 3), "one", "two", "five")
 }
 
 func deletes(t TB, open Opener) {
@@ -523,7 +523,7 @@ func deletes(t TB, open Opener) {
 	}
 	w.Append("two")
 	w.Note()
-	wantValues(t, Read(t, store, Part(), 0, 2), "one", "two")
+	wantValues(t, Read(t, store, Part(), 2), "one", "two")
 	if err := store.Delete(ctx, Part()); err != nil {
 		t.Fatalf("delete: %v", err)
 	}
@@ -545,7 +545,7 @@ func deletes(t TB, open Opener) {
 		t.Errorf("second delete: %v", err)
 	}
 	NewWriter(t, store, Recover(other, "b"))
-	wantValues(t, Read(t, store, other, 0, 1), "new")
+	wantValues(t, Read(t, store, other, 1), "new")
 	if err := store.Delete(ctx, other); err != nil {
 		t.Errorf("delete what is held: %v", err)
 	}

@@ -160,12 +160,13 @@ func readFailed(p *partition.Partition, err error) *errcode.Error {
 // framer encodes records as MSG and HMSG frames for one connection.
 type framer struct {
 	opt     options
+	sid     []byte
 	subject []byte
 	header  []byte
 }
 
 // append encodes one record. literal subjects are the bare topic, others the full address.
-func (f *framer) append(dst []byte, p *partition.Partition, off record.Offset, r *record.Record, sid []byte) []byte {
+func (f *framer) append(dst []byte, p *partition.Partition, off record.Offset, r *record.Record) []byte {
 	f.subject = f.subject[:0]
 	if f.opt.literal {
 		f.subject = append(f.subject, p.Name.Topic...)
@@ -173,10 +174,10 @@ func (f *framer) append(dst []byte, p *partition.Partition, off record.Offset, r
 		f.subject = address.AppendAddress(f.subject, p.Name.Topic, p.Name.ID, off)
 	}
 	if !f.opt.headers || !f.opt.timestamps && !line.NeedsHeaders(r) {
-		dst = line.AppendMsg(dst, f.subject, sid, len(r.Value))
+		dst = line.AppendMsg(dst, f.subject, f.sid, len(r.Value))
 	} else {
 		f.header, _ = line.AppendHeaders(f.header[:0], r, line.HeaderOptions{Timestamp: f.opt.timestamps})
-		dst = line.AppendHMsg(dst, f.subject, sid, len(f.header), len(f.header)+len(r.Value))
+		dst = line.AppendHMsg(dst, f.subject, f.sid, line.Sizes{Header: len(f.header), Total: len(f.header) + len(r.Value)})
 		dst = append(dst, f.header...)
 	}
 	dst = append(dst, r.Value...)

@@ -45,7 +45,7 @@ func (c *conn) get(cmd *line.Command) (next string, _ *errcode.Error) {
 	if err != nil {
 		return "", err
 	}
-	f := framer{opt: c.opt}
+	f := framer{opt: c.opt, sid: getSID}
 	for i := range cursors {
 		n, err := c.deliverSome(&f, &cursors[i], count)
 		if err != nil {
@@ -137,7 +137,7 @@ func (c *conn) deliverSome(f *framer, cur *cursor, count int) (int, *errcode.Err
 		if !ok {
 			return n, nil
 		}
-		c.box.frame(func(dst []byte) []byte { return f.append(dst, cur.part, off, &r, getSID) })
+		c.box.frame(func(dst []byte) []byte { return f.append(dst, cur.part, off, &r) })
 	}
 	return count, nil
 }

@@ -85,8 +85,9 @@ func (c *conn) newSubscription(cmd *line.Command) (*subscription, *errcode.Error
 	if err != nil {
 		return nil, err
 	}
+	sid := append([]byte(nil), cmd.Args[1]...)
 	return &subscription{
-		conn: c, sid: append([]byte(nil), cmd.Args[1]...), addr: addr, name: string(addr.Topic), f: framer{opt: c.opt},
+		conn: c, sid: sid, addr: addr, name: string(addr.Topic), f: framer{opt: c.opt, sid: sid},
 		wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}, nil
 }
@@ -246,7 +247,7 @@ func (s *subscription) deliver(cur *cursor, off record.Offset, r *record.Record)
 		b.mu.Unlock()
 		return false
 	}
-	b.buf = s.f.append(b.buf, cur.part, off, r, s.sid)
+	b.buf = s.f.append(b.buf, cur.part, off, r)
 	b.ready.Signal()
 	s.delivered++
 	over := s.max > 0 && s.delivered >= s.max

@@ -13,16 +13,11 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
-// TestBadInputIsAnsweredAndSurvived sends nonsense. Where the stream is in step, the answer is a code with a hint and
-// the connection goes on; where it is not, the answer arrives before the end.
-func TestBadInputIsAnsweredAndSurvived(t *testing.T) {
-	s := harness.Start(t)
-	setup := s.Dial()
-	if got := setup.Ask("TOPIC CREATE here partitions=2"); got != "+OK here" {
-		t.Fatal(got)
-	}
+// refusedInStep is what is sent -> how the answer begins; the connection goes on.
+func refusedInStep() map[string]string {
 	long := strings.Repeat("n", 300)
-	open := map[string]string{ // what is sent -> how the answer begins
+	return map[string]string{
+		"HPUB here 28 30\nNATS/1.0\r\nKey: a\r\nKey: b\r\n\r\nxx\r\n": "-ERR BAD_HEADERS",
 		"FROB\n":                              "-ERR BAD_VERB 'unknown verb \"FROB\"; HELP lists the verbs'",
 		"PUBB x\n":                            "-ERR BAD_VERB 'unknown verb \"PUBB\"; did you mean PUB?",
 		"\x00\x01\x02\n":                      "-ERR BAD_VERB",
@@ -41,91 +36,68 @@ func TestBadInputIsAnsweredAndSurvived(t *testing.T) {
 		"HPUB here 3 5\nabcde\n":              "-ERR BAD_HEADERS",
 		"HPUB here 9 5\nabcde\n":              "-ERR BAD_HEADERS",
 		"HPUB here 12 12\nNATS/1.1\r\n\r\n\n": "-ERR BAD_HEADERS",
-		"HPUB here 34 36\nNATS/1.0\r\nKey: a\r\nKey: b\r\n\r\nxx\r\n": "-ERR BAD_SIZE", // 30 would be right; see closed
-		"SEND\n":                             "-ERR BAD_ARGS",
-		"SEND __x hello\n":                   "-ERR BAD_NAME",
-		"SEND a/b hello\n":                   "-ERR BAD_ADDRESS",
-		"SEND ../../etc hello\n":             "-ERR BAD_ADDRESS",
-		"SEND .. hello\n":                    "-ERR BAD_NAME",
-		"SEND " + long + " hello\n":          "-ERR BAD_NAME",
-		"SEND here#k/0 x\n":                  "+OK here/", // # takes the rest of the field
-		"SUB\n":                              "-ERR BAD_ARGS",
-		"SUB here\n":                         "-ERR BAD_ARGS",
-		"SUB here group 1\n":                 "-ERR NOT_SUPPORTED",
-		"SUB here.> 1\n":                     "-ERR NOT_SUPPORTED",
-		"SUB here#key 1\n":                   "-ERR BAD_ADDRESS",
-		"SUB here/7 1\n":                     "-ERR UNKNOWN_PARTITION",
-		"SUB here@99 1\n":                    "-ERR OFFSET_OUT_OF_RANGE",
-		"SUB here@yesterday 1\n":             "-ERR BAD_ADDRESS",
-		"UNSUB\n":                            "-ERR BAD_ARGS",
-		"UNSUB 1 many\n":                     "-ERR BAD_ARGS",
-		"GET\n":                              "-ERR BAD_ARGS",
-		"GET here 0\n":                       "-ERR BAD_ARGS",
-		"GET here -1\n":                      "-ERR BAD_ARGS",
-		"GET here 1 2\n":                     "-ERR BAD_ARGS",
-		"GET nothere\n":                      "-ERR UNKNOWN_TOPIC",
-		"GET here/2\n":                       "-ERR UNKNOWN_PARTITION",
-		"GET here/99999999999\n":             "-ERR BAD_ADDRESS",
-		"GET here/0@99\n":                    "-ERR OFFSET_OUT_OF_RANGE",
-		"TOPIC\n":                            "-ERR BAD_ARGS",
-		"TOPIC FROB\n":                       "-ERR BAD_ARGS",
-		"TOPIC CREATE\n":                     "-ERR BAD_ARGS",
-		"TOPIC CREATE here\n":                "-ERR TOPIC_EXISTS",
-		"TOPIC CREATE ../../etc\n":           "-ERR BAD_NAME",
-		"TOPIC CREATE a/b\n":                 "-ERR BAD_NAME",
-		"TOPIC CREATE __x\n":                 "-ERR BAD_NAME",
-		"TOPIC CREATE .\n":                   "-ERR BAD_NAME",
-		"TOPIC CREATE a..b\n":                "-ERR BAD_NAME",
-		"TOPIC CREATE a.*\n":                 "-ERR BAD_NAME",
-		"TOPIC CREATE " + long + "\n":        "-ERR BAD_NAME",
-		"TOPIC CREATE x partitions\n":        "-ERR BAD_ARGS",
-		"TOPIC CREATE x partitions=0\n":      "-ERR BAD_SETTING",
-		"TOPIC CREATE x partitions=2049\n":   "-ERR BAD_SETTING",
-		"TOPIC CREATE x partitions=many\n":   "-ERR BAD_SETTING",
-		"TOPIC CREATE x retention.time=1d\n": "-ERR BAD_SETTING",
-		"TOPIC CREATE x colour=red\n":        "-ERR BAD_SETTING",
-		"TOPIC INFO nothere\n":               "-ERR UNKNOWN_TOPIC",
-		"TOPIC INFO\n":                       "-ERR BAD_ARGS",
-		"TOPIC LIST all\n":                   "-ERR BAD_ARGS",
-		"TOPIC DELETE nothere\n":             "-ERR UNKNOWN_TOPIC",
-		"TOPIC ALTER here partitions=3\n":    "-ERR NOT_SUPPORTED",
-		"CONNECT {\n":                        "-ERR BAD_JSON",
-		"CONNECT []\n":                       "-ERR BAD_JSON",
-		"CONNECT {\"verbose\":\"yes\"}\n":    "-ERR BAD_JSON",
-		"CONNECT {\"protocol\":9}\n":         "-ERR BAD_ARGS",
-		"HELP FROB\n":                        "-ERR BAD_VERB",
-		"HELP A B\n":                         "-ERR BAD_ARGS",
-		"FETCH here/0@0\n":                   "-ERR NOT_SUPPORTED",
-		"PRODUCE here/0 4\nPING\n":           "-ERR NOT_SUPPORTED",
-		"JOIN g here\n":                      "-ERR NOT_SUPPORTED",
+		"SEND\n":                              "-ERR BAD_ARGS",
+		"SEND __x hello\n":                    "-ERR BAD_NAME",
+		"SEND a/b hello\n":                    "-ERR BAD_ADDRESS",
+		"SEND ../../etc hello\n":              "-ERR BAD_ADDRESS",
+		"SEND .. hello\n":                     "-ERR BAD_NAME",
+		"SEND " + long + " hello\n":           "-ERR BAD_NAME",
+		"SEND here#k/0 x\n":                   "+OK here/", // # takes the rest of the field
+		"SUB\n":                               "-ERR BAD_ARGS",
+		"SUB here\n":                          "-ERR BAD_ARGS",
+		"SUB here group 1\n":                  "-ERR NOT_SUPPORTED",
+		"SUB here.> 1\n":                      "-ERR NOT_SUPPORTED",
+		"SUB here#key 1\n":                    "-ERR BAD_ADDRESS",
+		"SUB here/7 1\n":                      "-ERR UNKNOWN_PARTITION",
+		"SUB here@99 1\n":                     "-ERR OFFSET_OUT_OF_RANGE",
+		"SUB here@yesterday 1\n":              "-ERR BAD_ADDRESS",
+		"UNSUB\n":                             "-ERR BAD_ARGS",
+		"UNSUB 1 many\n":                      "-ERR BAD_ARGS",
+		"GET\n":                               "-ERR BAD_ARGS",
+		"GET here 0\n":                        "-ERR BAD_ARGS",
+		"GET here -1\n":                       "-ERR BAD_ARGS",
+		"GET here 1 2\n":                      "-ERR BAD_ARGS",
+		"GET nothere\n":                       "-ERR UNKNOWN_TOPIC",
+		"GET here/2\n":                        "-ERR UNKNOWN_PARTITION",
+		"GET here/99999999999\n":              "-ERR BAD_ADDRESS",
+		"GET here/0@99\n":                     "-ERR OFFSET_OUT_OF_RANGE",
+		"TOPIC\n":                             "-ERR BAD_ARGS",
+		"TOPIC FROB\n":                        "-ERR BAD_ARGS",
+		"TOPIC CREATE\n":                      "-ERR BAD_ARGS",
+		"TOPIC CREATE here\n":                 "-ERR TOPIC_EXISTS",
+		"TOPIC CREATE ../../etc\n":            "-ERR BAD_NAME",
+		"TOPIC CREATE a/b\n":                  "-ERR BAD_NAME",
+		"TOPIC CREATE __x\n":                  "-ERR BAD_NAME",
+		"TOPIC CREATE .\n":                    "-ERR BAD_NAME",
+		"TOPIC CREATE a..b\n":                 "-ERR BAD_NAME",
+		"TOPIC CREATE a.*\n":                  "-ERR BAD_NAME",
+		"TOPIC CREATE " + long + "\n":         "-ERR BAD_NAME",
+		"TOPIC CREATE x partitions\n":         "-ERR BAD_ARGS",
+		"TOPIC CREATE x partitions=0\n":       "-ERR BAD_SETTING",
+		"TOPIC CREATE x partitions=2049\n":    "-ERR BAD_SETTING",
+		"TOPIC CREATE x partitions=many\n":    "-ERR BAD_SETTING",
+		"TOPIC CREATE x retention.time=1d\n":  "-ERR BAD_SETTING",
+		"TOPIC CREATE x colour=red\n":         "-ERR BAD_SETTING",
+		"TOPIC INFO nothere\n":                "-ERR UNKNOWN_TOPIC",
+		"TOPIC INFO\n":                        "-ERR BAD_ARGS",
+		"TOPIC LIST all\n":                    "-ERR BAD_ARGS",
+		"TOPIC DELETE nothere\n":              "-ERR UNKNOWN_TOPIC",
+		"TOPIC ALTER here partitions=3\n":     "-ERR NOT_SUPPORTED",
+		"CONNECT {\n":                         "-ERR BAD_JSON",
+		"CONNECT []\n":                        "-ERR BAD_JSON",
+		"CONNECT {\"verbose\":\"yes\"}\n":     "-ERR BAD_JSON",
+		"CONNECT {\"protocol\":9}\n":          "-ERR BAD_ARGS",
+		"HELP FROB\n":                         "-ERR BAD_VERB",
+		"HELP A B\n":                          "-ERR BAD_ARGS",
+		"FETCH here/0@0\n":                    "-ERR NOT_SUPPORTED",
+		"PRODUCE here/0 4\nPING\n":            "-ERR NOT_SUPPORTED",
+		"JOIN g here\n":                       "-ERR NOT_SUPPORTED",
 	}
-	delete(open, "HPUB here 34 36\nNATS/1.0\r\nKey: a\r\nKey: b\r\n\r\nxx\r\n")
-	open["HPUB here 28 30\nNATS/1.0\r\nKey: a\r\nKey: b\r\n\r\nxx\r\n"] = "-ERR BAD_HEADERS"
-	for in, want := range open {
-		t.Run("open/"+name(in), func(t *testing.T) {
-			for _, crlf := range []bool{false, true} {
-				if crlf && strings.Contains(in, "HPUB") {
-					continue // its sizes count the line ends
-				}
-				text := in
-				if crlf {
-					text = strings.ReplaceAll(in, "\n", "\r\n")
-				}
-				l := s.Dial()
-				got := l.Ask(strings.TrimSuffix(text, "\n"))
-				if !strings.HasPrefix(got, want) {
-					t.Errorf("answer %q, want %q…", got, want)
-				}
-				if strings.HasPrefix(got, "-ERR") && !strings.Contains(got, "; ") {
-					t.Errorf("answer %q does not say what to do", got)
-				}
-				if pong := l.Ask("PING"); pong != "PONG" {
-					t.Errorf("afterwards PING is answered %q", pong)
-				}
-			}
-		})
-	}
-	closed := map[string]string{
+}
+
+// refusedForGood is what is sent -> how the answer begins; the connection ends with it.
+func refusedForGood() map[string]string {
+	return map[string]string{
 		"PUB here five\nhello\n":                                          "-ERR BAD_SIZE",
 		"PUB here -1\n":                                                   "-ERR BAD_SIZE",
 		"PUB here 1048577\n":                                              "-ERR BAD_SIZE",
@@ -139,22 +111,21 @@ func TestBadInputIsAnsweredAndSurvived(t *testing.T) {
 		"SEND here " + strings.Repeat("x", 1<<20+1) + "\n":                "-ERR BAD_SIZE",
 		"PUB here 3\nhello\n" + strings.Repeat("SEND here more\n", 50000): "-ERR BAD_SIZE", // unread input behind it
 	}
-	for in, want := range closed {
-		t.Run("closed/"+name(in), func(t *testing.T) {
-			l := s.Dial()
-			done := make(chan struct{})
-			go func() { // the server may stop reading in the middle
-				defer close(done)
-				_, _ = l.Conn().Write([]byte(in))
-			}()
-			if got := l.Read(); !strings.HasPrefix(got, want) || !strings.Contains(got, "; ") {
-				t.Errorf("answer %.200q, want %q… with what to do", got, want)
-			}
-			if got, err := l.TryRead(); err == nil {
-				t.Errorf("connection goes on with %q", got)
-			}
-			<-done
-		})
+}
+
+// TestBadInputIsAnsweredAndSurvived sends nonsense. Where the stream is in step, the answer is a code with a hint and
+// the connection goes on; where it is not, the answer arrives before the end.
+func TestBadInputIsAnsweredAndSurvived(t *testing.T) {
+	s := harness.Start(t)
+	setup := s.Dial()
+	if got := setup.Ask("TOPIC CREATE here partitions=2"); got != "+OK here" {
+		t.Fatal(got)
+	}
+	for in, want := range refusedInStep() {
+		t.Run("open/"+name(in), func(t *testing.T) { staysOpen(t, s, in, want) })
+	}
+	for in, want := range refusedForGood() {
+		t.Run("closed/"+name(in), func(t *testing.T) { closes(t, s, in, want) })
 	}
 	// Nothing of all that was written, and nothing was made outside the log directory.
 	l := s.Dial()
@@ -170,6 +141,47 @@ func TestBadInputIsAnsweredAndSurvived(t *testing.T) {
 			t.Errorf("directory %s was made", e.Name())
 		}
 	}
+}
+
+// staysOpen sends in, with LF and with CRLF, and goes on afterwards.
+func staysOpen(t *testing.T, s *harness.Server, in, want string) {
+	for _, crlf := range []bool{false, true} {
+		if crlf && strings.Contains(in, "HPUB") {
+			continue // its sizes count the line ends
+		}
+		text := in
+		if crlf {
+			text = strings.ReplaceAll(in, "\n", "\r\n")
+		}
+		l := s.Dial()
+		got := l.Ask(strings.TrimSuffix(text, "\n"))
+		if !strings.HasPrefix(got, want) {
+			t.Errorf("answer %q, want %q…", got, want)
+		}
+		if strings.HasPrefix(got, "-ERR") && !strings.Contains(got, "; ") {
+			t.Errorf("answer %q does not say what to do", got)
+		}
+		if pong := l.Ask("PING"); pong != "PONG" {
+			t.Errorf("afterwards PING is answered %q", pong)
+		}
+	}
+}
+
+// closes sends in and hears why before the end.
+func closes(t *testing.T, s *harness.Server, in, want string) {
+	l := s.Dial()
+	done := make(chan struct{})
+	go func() { // the server may stop reading in the middle
+		defer close(done)
+		_, _ = l.Conn().Write([]byte(in))
+	}()
+	if got := l.Read(); !strings.HasPrefix(got, want) || !strings.Contains(got, "; ") {
+		t.Errorf("answer %.200q, want %q… with what to do", got, want)
+	}
+	if got, err := l.TryRead(); err == nil {
+		t.Errorf("connection goes on with %q", got)
+	}
+	<-done
 }
 
 func name(in string) string {
