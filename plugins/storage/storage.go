@@ -81,6 +81,12 @@ type OpenRequest struct {
 	Instance  string       // nonce of the core process; leases of other instances are void
 	Create    bool         // metadata says `creating`: a missing directory is made; else it is ErrDataMissing
 	Epoch     record.Epoch // leader epoch of what will be appended
+	// Lazy: the topic is acknowledged before it is synced (sync=interval or never). What recovery takes off its end was
+	// never promised: it is cut, saved and reported, and not Dirty (§6.3).
+	Lazy bool
+	// Adopt: metadata says `creating`, and the directory is moved in from <data>/adopt, with the topic id of Partition.
+	// Repeating it after the move is no error.
+	Adopt bool
 	// SegmentBytes is where the core rolls; the store may use it to size spares and nothing else.
 	SegmentBytes int64
 	// Held, when not nil, is what this living core still holds.
@@ -174,7 +180,8 @@ type Note struct {
 type Entry struct {
 	Last         record.Offset
 	Position     int64
-	MaxTimestamp int64
+	MaxTimestamp int64         // of the segment up to and with this batch
+	MaxOffset    record.Offset // the last offset of the first batch that holds it
 }
 
 // CloseRequest surrenders a lease.

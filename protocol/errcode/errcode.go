@@ -174,7 +174,7 @@ func From(err error, fallback Code) *Error {
 // textBytesMax bounds what is echoed to a peer: a hostile name must not become a long answer.
 const textBytesMax = 400
 
-// Clean makes s safe between single quotes on one line: control bytes become '?', quotes become double quotes, and
+// Clean makes s safe between single quotes on one line: control bytes become ?, quotes become ’, and
 // the length is bounded.
 func Clean(s string) string {
 	if len(s) > textBytesMax {
@@ -183,7 +183,7 @@ func Clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\'':
-			return '"'
+			return '’'
 		case r < ' ' || r == 0x7f || r == 0xfffd:
 			return '?'
 		}
