@@ -151,8 +151,8 @@ func brokerOptions(cfg config.Config, data *datadir.Dir, log *slog.Logger) broke
 	return broker.Options{
 		Data: data, Plugin: []string{"/proc/self/exe", "plugin"},
 		AutoCreate: cfg.Topics.AutoCreate, AutoCreateMax: cfg.Topics.AutoCreateMax, Partitions: cfg.Topics.Partitions,
-		MessageBytes: messageBytes, PublishTimeout: cfg.Limits.PublishTimeout,
-		SyncParallel: cfg.Storage.SyncParallel, OpenFiles: openFiles(cfg.Storage.OpenFiles), Logger: log,
+		PublishTimeout: cfg.Limits.PublishTimeout,
+		SyncParallel:   cfg.Storage.SyncParallel, OpenFiles: openFiles(cfg.Storage.OpenFiles), Logger: log,
 	}
 }
 
@@ -172,15 +172,12 @@ func openFiles(configured int) int {
 	return int(max(fileReserve, (min(limit.Cur, 1<<20)-fileReserve)/2))
 }
 
-// messageBytes is the topic setting message.bytes' default; the setting itself cannot be changed in this version.
-const messageBytes = 1 << 20
-
 func connOptions(cfg config.Config, data *datadir.Dir, b *broker.Broker, log *slog.Logger) conn.Options {
 	return conn.Options{
 		Broker: b, Connections: cfg.Limits.Connections,
 		Limits:  line.Limits{ControlLine: cfg.Limits.ControlLine, Payload: cfg.Limits.Payload},
 		Pending: cfg.Limits.Pending, WriteDeadline: cfg.Limits.WriteDeadline,
-		Live: cfg.LiveSubjects, Partitions: cfg.Topics.Partitions,
+		Live: cfg.LiveSubjects,
 		Identity: conn.Identity{
 			ServerID: datadir.RandomID(), Name: fmt.Sprintf("trunkline-%d", data.BrokerID), Version: version,
 			Cluster: data.ClusterID, Broker: data.BrokerID, Advertise: cfg.Advertise,

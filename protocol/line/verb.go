@@ -72,7 +72,7 @@ var verbs = [verbCount]struct {
 	Send:       {"SEND", text, 0, 0, "SEND <address> <text>", true},
 	Get:        {"GET", fields, 0, 0, "GET <address> [count]", true},
 	Quit:       {"QUIT", fields, 0, 0, "QUIT", true},
-	Topic:      {"TOPIC", fields, 0, 0, "TOPIC CREATE|LIST|INFO|DELETE …", true},
+	Topic:      {"TOPIC", fields, 0, 0, "TOPIC CREATE|LIST|INFO|ALTER|TRIM|DELETE …", true},
 	Metadata:   {name: "METADATA"},
 	Produce:    {name: "PRODUCE", shape: payload, min: 1, max: 8},
 	Fetch:      {name: "FETCH", shape: maybe},

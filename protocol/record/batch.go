@@ -220,5 +220,13 @@ func (b Batch) Count() int32 { return b.int32At(countAt) }
 // SetBase stamps the base offset in place; the checksum does not cover it.
 func (b Batch) SetBase(o Offset) { binary.BigEndian.PutUint64(b[baseAt:], uint64(o)) }
 
+// SetAppendTime makes ms the time of every record, as a broker does under timestamps=append: the attribute bit, the largest
+// timestamp, and the CRC anew.
+func (b Batch) SetAppendTime(ms int64) {
+	binary.BigEndian.PutUint16(b[attributesAt:], uint16(b.Attributes()|attributeAppendTime))
+	binary.BigEndian.PutUint64(b[maxTimestampAt:], uint64(ms))
+	binary.BigEndian.PutUint32(b[crcAt:], checksum(b))
+}
+
 // SetEpoch stamps the leader epoch in place; the checksum does not cover it.
 func (b Batch) SetEpoch(e Epoch) { binary.BigEndian.PutUint32(b[epochAt:], uint32(e)) }

@@ -75,6 +75,7 @@ type Dir struct {
 	fenced  chan struct{} // closed at the first fence since the last recovery
 	// recovered is closed and replaced when a fence is lifted.
 	recovered chan struct{}
+	full      error       // not nil: the disk took no more
 	fences    []time.Time // when it was fenced; the last two
 	logs      map[*Log]struct{}
 	inodes    map[inode]*Log // every leased segment: no two logs may write one file
@@ -264,6 +265,44 @@ func (d *Dir) disclaim(i inode) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.inodes, i)
+}
+
+// filled notes that the disk takes no more: appends are refused without trying until the plugin says that there is room.
+func (d *Dir) filled(cause error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.full == nil {
+		d.log.Error("disk is full: records are refused until there is room", "cause", cause)
+	}
+	d.full = cause
+}
+
+// askRoom lets records in again when the plugin has restored its reserve (§9).
+func (d *Dir) askRoom(ctx context.Context, p *Plugin) {
+	d.mu.Lock()
+	full := d.full
+	d.mu.Unlock()
+	keeper, ok := p.Store.(storage.Keeper)
+	if full == nil || ok && keeper.Room(ctx) != nil {
+		return
+	}
+	d.log.Info("disk has room again: records are taken")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.full = nil
+}
+
+// takesRecords says why the directory takes no appends, nil when it does.
+func (d *Dir) takesRecords() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.fence != nil:
+		return fmt.Errorf("%w: %w", ErrFenced, d.fence)
+	case d.full != nil:
+		return &FullError{Err: d.full}
+	}
+	return nil
 }
 
 // Healthy says why the directory takes no appends, nil when it does.

@@ -30,6 +30,7 @@ type bench struct {
 	data string
 	fs   *faultfs.FS
 	dir  *lend.Dir
+	end  func()
 
 	mu     sync.Mutex
 	store  *filelog.Store
@@ -40,11 +41,35 @@ func newBench(t *testing.T) *bench {
 	b := &bench{t: t, data: t.TempDir(), fs: faultfs.New(vfs.OS())}
 	b.dir = lend.NewDir(lend.Options{FS: b.fs, Instance: "core-1", OpenFiles: 2})
 	b.restartStore()
+	b.runDir()
 	t.Cleanup(func() {
+		b.end()
 		_ = b.dir.Close()
 		b.stopStore()
 	})
 	return b
+}
+
+// runDir looks after the directory, as the broker does, until b.end.
+func (b *bench) runDir() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	dir := b.dir
+	go func() {
+		defer close(done)
+		_ = dir.Run(ctx)
+	}()
+	b.end = func() { cancel(); <-done }
+}
+
+// eventually waits until ok.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); <-time.After(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
 }
 
 // restartStore replaces the store as a supervisor does after a death.
@@ -81,7 +106,7 @@ func (b *bench) stopStore() {
 
 func (b *bench) open(create bool, segmentBytes int64) *lend.Log {
 	b.t.Helper()
-	l, _, err := b.dir.Open(context.Background(), part, lend.OpenOptions{Create: create, SegmentBytes: segmentBytes})
+	l, _, err := b.dir.Open(context.Background(), part, lend.OpenOptions{Create: create, Settings: lend.Settings{SegmentBytes: segmentBytes}})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -228,7 +253,7 @@ func TestFullDiskIsADefiniteFailure(t *testing.T) {
 			if err := add(l, "lost"); !errors.As(err, &full) || !errors.Is(err, errno) {
 				t.Fatalf("got %v", err)
 			}
-			mustAdd(t, l, "b")
+			eventually(t, "records are taken again", func() bool { return add(l, "b") == nil })
 			want(t, read(t, l, 0), "a", "b")
 		})
 	}
@@ -347,17 +372,107 @@ func TestStoreThatDiesInARollIsAskedAgain(t *testing.T) {
 
 func (b *bench) waitKilled(n int) {
 	b.t.Helper()
-	for end := time.Now().Add(5 * time.Second); ; <-time.After(time.Millisecond) {
+	eventually(b.t, "the store is killed", func() bool {
 		b.mu.Lock()
-		killed := b.killed
-		b.mu.Unlock()
-		if killed >= n {
-			return
-		}
-		if time.Now().After(end) {
-			b.t.Fatal("the store was not killed")
-		}
+		defer b.mu.Unlock()
+		return b.killed >= n
+	})
+}
+
+func syncs(b *bench) int { return len(b.fs.Calls(faultfs.On(faultfs.Sync, "*.log"))) }
+
+func (b *bench) openLazy(s lend.Sync) *lend.Log {
+	b.t.Helper()
+	l, _, err := b.dir.Open(context.Background(), part, lend.OpenOptions{
+		Create: true, Settings: lend.Settings{SegmentBytes: 1 << 20, Sync: s},
+		Advance: func(context.Context) (record.Epoch, error) { return 1, nil },
+	})
+	if err != nil {
+		b.t.Fatal(err)
 	}
+	return l
+}
+
+func TestSyncIsASetting(t *testing.T) {
+	t.Run("never", func(t *testing.T) {
+		b := newBench(t)
+		l := b.openLazy(lend.Sync{Mode: lend.SyncNever})
+		before := syncs(b)
+		for range 10 {
+			mustAdd(t, l, "a")
+		}
+		if n := syncs(b) - before; n != 0 {
+			t.Errorf("%d syncs", n)
+		}
+		if got := read(t, l, 0); len(got) != 10 {
+			t.Errorf("read %q", got)
+		}
+		if err := l.Alter(lend.Settings{SegmentBytes: 1 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		if n := syncs(b) - before; n != 1 {
+			t.Errorf("%d syncs when it is altered to batch, 1 expected", n)
+		}
+		mustAdd(t, l, "b")
+		if n := syncs(b) - before; n != 2 {
+			t.Errorf("%d syncs after a further append, 2 expected", n)
+		}
+	})
+	t.Run("interval", func(t *testing.T) {
+		b := newBench(t)
+		l := b.openLazy(lend.Sync{Mode: lend.SyncInterval, Interval: 60 * time.Millisecond})
+		before := syncs(b)
+		mustAdd(t, l, "a")
+		if n := syncs(b) - before; n != 0 {
+			t.Errorf("%d syncs at once", n)
+		}
+		eventually(t, "a sync", func() bool { return syncs(b)-before == 1 })
+	})
+}
+
+func TestFailedBackgroundSyncFencesAndRecoveryTakesANewEpoch(t *testing.T) {
+	b := newBench(t)
+	l := b.openLazy(lend.Sync{Mode: lend.SyncInterval, Interval: 50 * time.Millisecond})
+	fenced := b.dir.Fenced()
+	b.fs.Inject(faultfs.Fault{Match: faultfs.On(faultfs.Sync, "*.log"), Err: syscall.EIO})
+	mustAdd(t, l, "a")
+	<-fenced
+	if err := add(l, "b"); !errors.Is(err, lend.ErrFenced) {
+		t.Errorf("got %v", err)
+	}
+	b.restartStore()
+	if l.Epoch() != 1 {
+		t.Errorf("epoch %d", l.Epoch())
+	}
+	mustAdd(t, l, "c")
+	got := read(t, l, 0)
+	if len(got) == 0 || got[len(got)-1] != "c" {
+		t.Errorf("read %q", got)
+	}
+}
+
+func TestAgedSegmentIsRolledAndAnEmptyOneNever(t *testing.T) {
+	b := newBench(t)
+	l := b.open(true, 1<<20)
+	if err := l.Alter(lend.Settings{SegmentBytes: 1 << 20, SegmentTime: time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	if l.Aged() {
+		t.Error("an empty segment is called aged")
+	}
+	mustAdd(t, l, "a")
+	eventually(t, "the segment is aged", l.Aged)
+	if err := l.RollAged(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if s := l.Stats(); s.Segments != 2 || l.Aged() {
+		t.Errorf("%+v", s)
+	}
+	if err := l.RollAged(context.Background()); err != nil || l.Stats().Segments != 2 {
+		t.Errorf("an empty segment was rolled: %v", err)
+	}
+	mustAdd(t, l, "b")
+	want(t, read(t, l, 0), "a", "b")
 }
 
 func TestDamageIsNamedAndPassedOver(t *testing.T) {
@@ -437,7 +552,7 @@ func TestWhatTheStoreSaysIsChecked(t *testing.T) {
 			if err := b.dir.Adopt(context.Background(), &lend.Plugin{Store: s, Kill: func(error) {}}); err != nil {
 				t.Fatal(err)
 			}
-			_, _, err := b.dir.Open(context.Background(), part, lend.OpenOptions{Create: true, SegmentBytes: 1 << 20})
+			_, _, err := b.dir.Open(context.Background(), part, lend.OpenOptions{Create: true, Settings: lend.Settings{SegmentBytes: 1 << 20}})
 			if !errors.Is(err, lend.ErrLied) {
 				t.Errorf("got %v", err)
 			}
@@ -472,7 +587,7 @@ func TestTwoPartitionsNeverShareASegment(t *testing.T) {
 	}
 	other := part
 	other.ID = 1
-	if _, _, err := b.dir.Open(context.Background(), other, lend.OpenOptions{Create: true, SegmentBytes: 1 << 20}); !errors.Is(err, lend.ErrLied) {
+	if _, _, err := b.dir.Open(context.Background(), other, lend.OpenOptions{Create: true, Settings: lend.Settings{SegmentBytes: 1 << 20}}); !errors.Is(err, lend.ErrLied) {
 		t.Errorf("got %v", err)
 	}
 	mustAdd(t, l, "b")

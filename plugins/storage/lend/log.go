@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
@@ -20,33 +21,57 @@ var ErrClosed = errors.New("log is closed")
 // ErrLostRecords says that recovery ended below what this core had acknowledged. The partition stays down.
 var ErrLostRecords = errors.New("acknowledged records are missing after recovery")
 
+// Settings are what can change while a log is open.
+type Settings struct {
+	SegmentBytes int64         // where the log rolls
+	SegmentTime  time.Duration // how long a segment takes records; 0: for ever
+	Sync         Sync
+}
+
 // OpenOptions say how a partition is opened.
 type OpenOptions struct {
-	Create       bool         // the directory may be made
-	Epoch        record.Epoch // leader epoch of what will be appended
-	SegmentBytes int64        // where the log rolls
+	Create bool         // the directory may be made
+	Adopt  bool         // with Create: it is moved in from the adopt directory
+	Epoch  record.Epoch // leader epoch of what will be appended
+	// Advance gives the partition a new leader epoch, durably. It is asked when a fence may have cost records that a
+	// reader has seen, which only logs have that are not synced by batch (§6.5).
+	Advance func(ctx context.Context) (record.Epoch, error)
+	Settings
+}
+
+// mark is an end: the next offset, and where its batch will start in the active segment.
+type mark struct {
+	next     record.Offset
+	position int64
 }
 
 // Log is one partition's log as the core holds it. One goroutine appends; any number read, at and below what Append
 // has confirmed.
 type Log struct {
-	dir  *Dir
-	part storage.Partition
-	opt  OpenOptions
+	dir   *Dir
+	part  storage.Partition
+	opt   OpenOptions   // immutable
+	calls chan struct{} // holds one token: whoever has it may call the plugin about this partition
 
-	mu sync.Mutex // never held over I/O
+	mu    sync.Mutex // never held over I/O
+	set   Settings
+	epoch record.Epoch
 	// segments holds every segment in order, the active one last. Invariant: segments[i].next == segments[i+1].base.
 	segments []*segment
 	logStart record.Offset
 	lease    storage.LeaseEpoch
 	file     vfs.File // the active segment, for the writer; nil without a lease
-	// confirmed is the end after the last good sync. Invariant: logStart <= confirmed.
-	confirmed record.Offset
-	down      error // not nil: no appends; fence, failed adoption, or closed
-	closed    bool
-	writing   bool // an append is using file
-	idle      *sync.Cond
-	notes     notes
+	// confirmed is the end of what readers may see: the last good sync under SyncBatch, else what is written.
+	// Invariant: logStart <= confirmed, synced.next <= confirmed.
+	confirmed  record.Offset
+	synced     mark      // everything below is durable
+	dirtySince time.Time // when the oldest unsynced record was appended; zero when there is none
+	written    int64     // the kernel was asked to write the active segment up to here
+	down       error     // not nil: no appends; fence, failed adoption, or closed
+	closed     bool
+	using      int        // appends and syncs that use file
+	idle       *sync.Cond // signalled when using falls
+	notes      notes
 }
 
 // Open opens the partition at the adopted plugin and returns its log with the report of what recovery cut, nil if
@@ -56,10 +81,11 @@ func (d *Dir) Open(ctx context.Context, part storage.Partition, o OpenOptions) (
 	if err != nil {
 		return nil, nil, err
 	}
-	l := &Log{dir: d, part: part, opt: o}
+	l := &Log{dir: d, part: part, opt: o, set: o.Settings, epoch: o.Epoch, calls: make(chan struct{}, 1)}
 	l.idle = sync.NewCond(&l.mu)
 	answer, err := p.Store.Open(ctx, storage.OpenRequest{
-		Partition: part, Instance: d.instance, Create: o.Create, Epoch: o.Epoch, SegmentBytes: o.SegmentBytes, Ceiling: -1,
+		Partition: part, Instance: d.instance, Create: o.Create, Adopt: o.Adopt, Epoch: o.Epoch,
+		Lazy: o.Sync.Mode != SyncBatch, SegmentBytes: o.SegmentBytes, Ceiling: -1,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open %s: %w", part, err)
@@ -85,13 +111,14 @@ func (l *Log) install(a storage.Opened) error {
 	}
 	active := &segment{
 		base: a.Lease.Base, next: a.Lease.Next, size: a.Lease.Position, maxTimestamp: a.Lease.MaxTimestamp,
-		inode: inode{a.Lease.Dev, a.Lease.Ino},
+		inode: inode{a.Lease.Dev, a.Lease.Ino}, since: time.Now(),
 	}
 	l.dir.files.pin(active, file)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.segments, l.logStart = append(segments, active), a.LogStart
 	l.lease, l.file, l.confirmed, l.down = a.Lease.Epoch, file, a.Lease.Next, nil
+	l.synced, l.dirtySince, l.written = mark{a.Lease.Next, a.Lease.Position}, time.Time{}, a.Lease.Position
 	l.notes = notes{}
 	return nil
 }
@@ -136,30 +163,54 @@ func (l *Log) reopen(ctx context.Context, p *Plugin) error {
 		return nil
 	}
 	held := l.heldLocked()
-	ceiling := l.confirmed
+	req := storage.OpenRequest{
+		Partition: l.part, Instance: l.dir.instance, Epoch: l.epoch, SegmentBytes: l.set.SegmentBytes, Held: held,
+		Lazy: l.set.Sync.Mode != SyncBatch, Ceiling: -1,
+	}
+	confirmed := l.confirmed
 	l.mu.Unlock()
-	if held != nil {
-		ceiling = -1
-	}
-	a, err := p.Store.Open(ctx, storage.OpenRequest{
-		Partition: l.part, Instance: l.dir.instance, Epoch: l.opt.Epoch, SegmentBytes: l.opt.SegmentBytes, Held: held, Ceiling: ceiling,
-	})
-	if err == nil && held == nil {
-		if a.Lease.Next < ceiling {
-			err = fmt.Errorf("%w: log ends at %d, acknowledged up to %d", ErrLostRecords, a.Lease.Next, ceiling)
-			_ = a.Lease.File.Close()
-		} else {
-			err = l.install(a)
-		}
-	}
-	if err == nil && held != nil {
-		err = l.adopted(a, held)
-	}
+	err := l.reopenWith(ctx, p, req, confirmed)
 	if err != nil {
 		l.surrender(err)
 		return fmt.Errorf("re-open %s: %w", l.part, err)
 	}
 	return nil
+}
+
+func (l *Log) reopenWith(ctx context.Context, p *Plugin, req storage.OpenRequest, confirmed record.Offset) error {
+	if req.Held != nil {
+		a, err := p.Store.Open(ctx, req)
+		if err != nil {
+			return err
+		}
+		return l.adopted(a, req.Held)
+	}
+	if req.Lazy && l.opt.Advance != nil {
+		// Readers may have seen records that recovery does not find: what comes now is told apart from them (§6.5).
+		epoch, err := l.opt.Advance(ctx)
+		if err != nil {
+			return err
+		}
+		req.Epoch = epoch
+		l.mu.Lock()
+		l.epoch = epoch
+		l.mu.Unlock()
+	} else {
+		req.Ceiling = confirmed // what was not confirmed was answered as unknown, and is cut (§3)
+	}
+	a, err := p.Store.Open(ctx, req)
+	if err != nil {
+		return err
+	}
+	if a.Lease.Next < req.Ceiling {
+		_ = a.Lease.File.Close()
+		return fmt.Errorf("%w: log ends at %d, acknowledged up to %d", ErrLostRecords, a.Lease.Next, confirmed)
+	}
+	if a.Cut != nil {
+		l.dir.log.Warn("recovery cut the end of a partition", "partition", l.part.String(), "offset", int64(a.Cut.Offset),
+			"bytes", a.Cut.Bytes, "reason", a.Cut.Reason, "saved", a.Cut.SavedAs)
+	}
+	return l.install(a)
 }
 
 func (l *Log) heldLocked() *storage.Held {
@@ -191,7 +242,7 @@ func (l *Log) adopted(a storage.Opened, held *storage.Held) error {
 // fails by itself on a fenced directory.
 func (l *Log) surrender(cause error) {
 	l.mu.Lock()
-	for l.writing {
+	for l.using > 0 {
 		l.idle.Wait()
 	}
 	segments := l.segments
@@ -215,25 +266,27 @@ func (l *Log) drop() {
 	l.dir.mu.Unlock()
 }
 
-// Close gives the lease back. What was confirmed is durable already; the plugin is only told where it ends. A plugin
-// that cannot be reached until ctx ends is not told: its next Open recovers by itself.
+// Close syncs what is not durable yet and gives the lease back. A plugin that cannot be reached until ctx ends is not
+// told where the log ends: its next Open recovers by itself.
 func (l *Log) Close(ctx context.Context) error {
+	syncErr := l.Sync()
 	l.mu.Lock()
 	req := storage.CloseRequest{Partition: l.part, Instance: l.dir.instance, Lease: l.lease, Next: l.confirmed}
 	leased := l.file != nil
 	if leased {
-		req.Position = l.segments[len(l.segments)-1].size
+		req.Position = l.activeLocked().size
 	}
+	synced := l.synced.next == l.confirmed
 	l.mu.Unlock()
 	l.drop()
-	if !leased {
+	if !leased || !synced {
 		return nil
 	}
 	p, err := l.dir.store(ctx)
 	if err != nil {
-		return err
+		return errors.Join(syncErr, err)
 	}
-	return p.Store.Close(ctx, req)
+	return errors.Join(syncErr, p.Store.Close(ctx, req))
 }
 
 // Delete removes the partition for good. It works on a Dir, not a Log, because what was never opened can be deleted too.
@@ -264,6 +317,13 @@ func (l *Log) End() record.Offset {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.confirmed
+}
+
+// Epoch is the leader epoch under which the log is open: that of the batches to come.
+func (l *Log) Epoch() record.Epoch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.epoch
 }
 
 // FirstSince is an offset at or below the first record whose timestamp is not below ms: the base of the first segment

@@ -2,6 +2,7 @@ package lend
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage"
@@ -9,12 +10,28 @@ import (
 
 // entriesMax bounds what a log keeps for a plugin that acknowledges nothing. The oldest go first: an index entry is a
 // shortcut, and a store without it scans a little further.
-const entriesMax = 4096
+const entriesMax = 1 << 16
 
 // notes are the index entries of one log that no plugin has acknowledged. Guarded by Log.mu.
 type notes struct {
 	entries []storage.Entry
-	sent    int // entries[:sent] are in a call
+	sent    int   // entries[:sent] are in a call
+	since   int64 // bytes written since the last entry
+	pending bool  // the end has moved since the last note
+}
+
+// indexInterval is Kafka's index.interval.bytes.
+const indexInterval = 4096
+
+// due reports whether a batch of n bytes gets an entry.
+func (n *notes) due(bytes int64) bool {
+	n.pending = true
+	due := n.since > indexInterval
+	if due {
+		n.since = 0
+	}
+	n.since += bytes
+	return due
 }
 
 func (n *notes) add(e storage.Entry) {
@@ -26,36 +43,64 @@ func (n *notes) add(e storage.Entry) {
 }
 
 // replay makes everything unacknowledged due again.
-func (n *notes) replay() { n.sent = 0 }
+func (n *notes) replay() { n.sent, n.pending = 0, true }
 
 // noteEvery is how long a written batch may stay unknown to the plugin.
 const noteEvery = time.Second
 
-// Run sends notes to the plugin until ctx ends. A note that fails is repeated later: notes carry nothing that recovery
-// would not find by scanning.
+// tick is how often the directory looks after its logs: fine enough for the shortest sync interval that makes sense.
+const tick = 50 * time.Millisecond
+
+// Run looks after the directory until ctx ends: it syncs logs whose interval is over, tells the plugin what was written,
+// and asks whether a full disk takes records again. Notes that fail are repeated later: they carry nothing that
+// recovery would not find by scanning.
 func (d *Dir) Run(ctx context.Context) error {
-	tick := time.NewTicker(noteEvery)
-	defer tick.Stop()
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	var syncs sync.WaitGroup
+	defer syncs.Wait()
+	var noted time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-t.C:
 		}
-		d.mu.Lock()
-		p := d.plugin
-		logs := make([]*Log, 0, len(d.logs))
-		for l := range d.logs {
-			logs = append(logs, l)
-		}
-		d.mu.Unlock()
-		if p == nil {
-			continue
-		}
+		now := time.Now()
+		logs := d.all()
 		for _, l := range logs {
-			if !l.sendNotes(ctx, p) {
-				break
+			if l.syncDue(now) {
+				syncs.Go(func() { _ = l.Sync() }) // a failure has fenced the directory
 			}
+		}
+		if now.Sub(noted) >= noteEvery {
+			noted = now
+			d.noteAll(ctx, logs)
+		}
+	}
+}
+
+func (d *Dir) all() []*Log {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	logs := make([]*Log, 0, len(d.logs))
+	for l := range d.logs {
+		logs = append(logs, l)
+	}
+	return logs
+}
+
+func (d *Dir) noteAll(ctx context.Context, logs []*Log) {
+	d.mu.Lock()
+	p := d.plugin
+	d.mu.Unlock()
+	if p == nil {
+		return
+	}
+	d.askRoom(ctx, p)
+	for _, l := range logs {
+		if !l.sendNotes(ctx, p) {
+			return
 		}
 	}
 }
@@ -63,16 +108,20 @@ func (d *Dir) Run(ctx context.Context) error {
 // sendNotes reports false when p is of no more use.
 func (l *Log) sendNotes(ctx context.Context, p *Plugin) bool {
 	l.mu.Lock()
-	if l.down != nil || len(l.notes.entries) == 0 {
+	if l.down != nil || !l.notes.pending {
 		l.mu.Unlock()
 		return true
 	}
-	active := l.segments[len(l.segments)-1]
 	n := storage.Note{
-		Partition: l.part, Instance: l.dir.instance, Lease: l.lease, Position: active.size, Next: active.next,
-		Entries: append([]storage.Entry(nil), l.notes.entries...),
+		Partition: l.part, Instance: l.dir.instance, Lease: l.lease, Position: l.synced.position, Next: l.synced.next,
+	}
+	for _, e := range l.notes.entries {
+		if e.Last < n.Next {
+			n.Entries = append(n.Entries, e)
+		}
 	}
 	l.notes.sent = len(n.Entries)
+	l.notes.pending = l.synced.next < l.confirmed
 	l.mu.Unlock()
 	err := p.Store.Note(ctx, n)
 	l.mu.Lock()
@@ -82,7 +131,9 @@ func (l *Log) sendNotes(ctx context.Context, p *Plugin) bool {
 		l.dir.log.Debug("note was not taken", "partition", l.part.String(), "err", err)
 		return ctx.Err() == nil && l.dir.isPlugin(p)
 	}
-	l.notes.entries = append(l.notes.entries[:0], l.notes.entries[l.notes.sent:]...)
+	if n.Lease == l.lease {
+		l.notes.entries = append(l.notes.entries[:0], l.notes.entries[l.notes.sent:]...)
+	}
 	l.notes.sent = 0
 	return true
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sort"
 	"sync"
+	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
@@ -23,8 +24,10 @@ type segment struct {
 	next         record.Offset
 	size         int64
 	maxTimestamp int64
-	index        []place // ascending; what this core wrote itself
-	inode        inode   // of an active segment; zero for one that was sealed before this core opened it
+	maxOffset    record.Offset // last offset of the first batch that holds maxTimestamp; of an active segment
+	since        time.Time     // when its first record was written, as far as this core knows
+	index        []place       // ascending; what this core wrote itself
+	inode        inode         // of an active segment; zero for one that was sealed before this core opened it
 
 	// Guarded by fileCache.mu.
 	file vfs.File // nil: not lent, or given back
@@ -43,12 +46,11 @@ type place struct {
 }
 
 // noteBatch remembers a batch that was written at position.
-func (s *segment) noteBatch(base record.Offset, position int64) bool {
+func (s *segment) noteBatch(base record.Offset, position int64) {
 	if n := len(s.index); n > 0 && position-s.index[n-1].position < indexBytes {
-		return false
+		return
 	}
 	s.index = append(s.index, place{base, position})
-	return true
 }
 
 // floor is the last known place at or below off, and false where none is known.

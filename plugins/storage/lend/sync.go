@@ -1,10 +1,36 @@
 package lend
 
 import (
+	"errors"
 	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 )
+
+// SyncMode says when what was appended is made durable.
+type SyncMode uint8
+
+const (
+	// SyncBatch syncs each group before it is confirmed.
+	SyncBatch SyncMode = iota
+	// SyncInterval confirms when the group is in the page cache, and syncs at the latest after an interval.
+	SyncInterval
+	// SyncNever leaves it to the kernel; a segment is synced when it is sealed.
+	SyncNever
+)
+
+// Sync is a log's durability setting.
+type Sync struct {
+	Mode     SyncMode
+	Interval time.Duration // of SyncInterval
+}
+
+// writebackBytes is how much an unsynced log may gather before the kernel is asked to start writing it: less and the
+// requests cost, more and somebody else's fdatasync waits behind it.
+const writebackBytes = 4 << 20
 
 // sync makes f durable on one of the directory's slots and asks the canary afterwards: ⚗ after a journal abort
 // fdatasync returns 0 for files whose bytes are gone, and only the canary tells (§3).
@@ -21,8 +47,73 @@ func (d *Dir) sync(f vfs.File) error {
 	if fence != nil {
 		return fmt.Errorf("fenced during the sync: %w", fence)
 	}
+	if canary == nil {
+		return errors.New("closed during the sync")
+	}
 	if err := d.fs.Probe(canary); err != nil {
 		return fmt.Errorf("canary: %w", err)
 	}
 	return nil
+}
+
+// Sync makes everything appended so far durable. It may run beside Append. A failure fences the directory, as in Append.
+func (l *Log) Sync() error {
+	l.mu.Lock()
+	if l.down != nil {
+		defer l.mu.Unlock()
+		return l.down
+	}
+	active := l.activeLocked()
+	end := mark{active.next, active.size}
+	if end == l.synced {
+		l.mu.Unlock()
+		return nil
+	}
+	file := l.file
+	l.dirtySince = time.Time{}
+	l.using++
+	l.mu.Unlock()
+	err := l.dir.sync(file)
+	if err != nil {
+		err = l.unknown("sync", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil && end.next > l.synced.next && l.activeLocked() == active {
+		l.synced = end
+	}
+	l.releaseLocked()
+	return err
+}
+
+// syncDue reports whether the log has waited long enough.
+func (l *Log) syncDue(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.set.Sync.Mode == SyncInterval && !l.dirtySince.IsZero() && now.Sub(l.dirtySince) >= l.set.Sync.Interval
+}
+
+// writebackLocked asks the kernel to start writing what is not synced. It is a request; nothing depends on its success.
+func (l *Log) writebackLocked(active *segment) {
+	from := max(l.synced.position, l.written)
+	if active.size-from < writebackBytes || l.file.Fd() < 0 {
+		if l.written > active.size {
+			l.written = 0 // of an older segment
+		}
+		return
+	}
+	l.written = active.size
+	_ = unix.SyncFileRange(l.file.Fd(), from, active.size-from, unix.SYNC_FILE_RANGE_WRITE)
+}
+
+// Alter changes the log's settings. A log that is synced by batch from now on is synced as a whole first: an
+// acknowledgement that says disk covers everything below it.
+func (l *Log) Alter(s Settings) error {
+	l.mu.Lock()
+	l.set = s
+	l.mu.Unlock()
+	if s.Sync.Mode != SyncBatch {
+		return nil
+	}
+	return l.Sync()
 }

@@ -30,15 +30,11 @@ type Options struct {
 	AutoCreate     bool
 	AutoCreateMax  int   // topics that publishes may bring about
 	Partitions     int32 // of a topic created without saying how many
-	MessageBytes   int   // bound on one record
 	PublishTimeout time.Duration
 	SyncParallel   int
 	OpenFiles      int
 	Logger         *slog.Logger
 }
-
-// SegmentBytes is where logs roll: Kafka's default.
-const SegmentBytes = 1 << 30
 
 // Broker is a running broker.
 type Broker struct {
@@ -124,6 +120,7 @@ func (b *Broker) run(plugins []*host.Supervisor) {
 	}
 	b.tasks.Go(func() error { return b.dir.Run(ctx) })
 	b.tasks.Go(func() error { return b.watchFence(ctx) })
+	b.tasks.Go(func() error { return b.keepLogs(ctx) })
 }
 
 // closeTimeout bounds how long Close waits for the storage plugin to take its leases back; without it they are

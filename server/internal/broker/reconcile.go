@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/record"
 	"github.com/trunkline-mq/trunkline/server/internal/catalog"
 	"github.com/trunkline-mq/trunkline/server/internal/partition"
+	"github.com/trunkline-mq/trunkline/server/internal/setting"
 )
 
 // reconcile makes what is served equal to what metadata says: it finishes deletions and creations that were begun,
@@ -86,8 +88,20 @@ func (b *Broker) serveLocked(ctx context.Context, store metadata.Store, meta cat
 		return nil, errcode.Wrap(errcode.PartitionerUnavailable, err, fmt.Sprintf("topic %s has a plan this version cannot run", meta.Name),
 			"start a newer version")
 	}
+	set, err := setting.Parse(meta.Settings)
+	if err != nil {
+		return nil, err
+	}
+	if set.Sync != setting.SyncBatch && meta.State == catalog.Live {
+		// What such a topic acknowledged may be gone after an unclean end, and an end is not known to have been clean:
+		// what comes now is told apart from it (STORAGE §6.5).
+		meta.Epochs = nextEpochs(meta.Epochs)
+		if err := catalog.Update(ctx, store, &meta); err != nil {
+			return nil, fmt.Errorf("write new epochs of %s: %w", meta.Name, err)
+		}
+	}
 	t := &Topic{
-		Meta: meta, Plan: evaluator, gone: make(chan struct{}),
+		Meta: meta, Set: set, Plan: evaluator, gone: make(chan struct{}),
 		partitions: make([]*partition.Partition, meta.Partitions), faults: make([]*errcode.Error, meta.Partitions),
 	}
 	dirty := b.openPartitions(ctx, t)
@@ -104,7 +118,7 @@ func (b *Broker) serveLocked(ctx context.Context, store metadata.Store, meta cat
 				return nil, fault
 			}
 		}
-		t.Meta.State = catalog.Live
+		t.Meta.State, t.Meta.Adopt = catalog.Live, false
 		if err := catalog.Update(ctx, store, &t.Meta); err != nil {
 			b.abandon(t)
 			return nil, errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be written to metadata", meta.Name),
@@ -154,7 +168,8 @@ func (b *Broker) openPartitions(ctx context.Context, t *Topic) (dirty []int) {
 func (b *Broker) openPartition(ctx context.Context, t *Topic, i int) (*storage.Cut, error) {
 	name := storage.Partition{Topic: t.Meta.Name, TopicID: t.Meta.ID, ID: plan.ID(i)}
 	l, cut, err := b.dir.Open(ctx, name, lend.OpenOptions{
-		Create: t.Meta.State == catalog.Creating, Epoch: t.Meta.Epochs[i], SegmentBytes: SegmentBytes,
+		Create: t.Meta.State == catalog.Creating, Adopt: t.Meta.Adopt, Epoch: t.Meta.Epochs[i], Settings: logSettings(t.Set),
+		Advance: func(ctx context.Context) (record.Epoch, error) { return b.advanceEpoch(ctx, name) },
 	})
 	if err != nil {
 		return nil, err
@@ -168,10 +183,46 @@ func (b *Broker) openPartition(ctx context.Context, t *Topic, i int) (*storage.C
 			"reason", cut.Reason, "saved", cut.SavedAs, "acknowledged records may be missing", cut.Dirty)
 	}
 	t.partitions[i] = partition.Open(name, l, partition.Options{
-		Epoch: t.Meta.Epochs[i], MessageBytes: b.opt.MessageBytes, PublishTimeout: b.opt.PublishTimeout,
-		Durability: b.dir.Description().Durability, Logger: b.log,
+		PublishTimeout: b.opt.PublishTimeout, Durable: b.dir.Description().Durability, Set: partitionSettings(t.Set), Logger: b.log,
 	})
 	return cut, nil
+}
+
+func nextEpochs(epochs []record.Epoch) []record.Epoch {
+	next := make([]record.Epoch, len(epochs))
+	for i, e := range epochs {
+		next[i] = e + 1
+	}
+	return next
+}
+
+// advanceTries bounds how often an epoch is written again because somebody else changed the topic.
+const advanceTries = 5
+
+// advanceEpoch gives one partition of a topic that is served a new leader epoch. It takes no part in the order of
+// changes, whose holder may be waiting for the plugin that is being adopted; the transaction's guard settles it.
+func (b *Broker) advanceEpoch(ctx context.Context, name storage.Partition) (record.Epoch, error) {
+	store, err := b.metadata(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for range advanceTries {
+		var meta catalog.Topic
+		if meta, err = catalog.Get(ctx, store, name.Topic); err != nil {
+			return 0, err
+		}
+		if meta.ID != name.TopicID || int(name.ID) >= len(meta.Epochs) {
+			return 0, catalog.ErrUnknown
+		}
+		meta.Epochs[name.ID]++
+		if err = catalog.Update(ctx, store, &meta); err == nil {
+			return meta.Epochs[name.ID], nil
+		}
+		if !errors.Is(err, catalog.ErrUnknown) {
+			return 0, err
+		}
+	}
+	return 0, fmt.Errorf("give %s a new epoch: %w", name, err)
 }
 
 // advanceEpochs gives partitions that may have lost records a new leader epoch and opens them under it: what is written

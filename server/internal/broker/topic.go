@@ -16,6 +16,7 @@ import (
 	"github.com/trunkline-mq/trunkline/server/internal/catalog"
 	"github.com/trunkline-mq/trunkline/server/internal/datadir"
 	"github.com/trunkline-mq/trunkline/server/internal/partition"
+	"github.com/trunkline-mq/trunkline/server/internal/setting"
 )
 
 var errShuttingDown = errcode.New(errcode.ShuttingDown, "the server is going down", "connect again later")
@@ -27,9 +28,10 @@ const (
 	metadataTimeout = 5 * time.Second
 )
 
-// Topic is a served topic. It is immutable but for Gone.
+// Topic is a served topic. It is immutable but for Gone; an altered topic is a new Topic with the same partitions.
 type Topic struct {
 	Meta       catalog.Topic
+	Set        setting.Topic
 	Plan       *plan.Evaluator
 	partitions []*partition.Partition // nil where one could not be opened
 	faults     []*errcode.Error       // why
@@ -106,16 +108,23 @@ func (b *Broker) metadata(ctx context.Context) (metadata.Store, error) {
 	return s, nil
 }
 
+// NewTopic is how a topic is to be.
+type NewTopic struct {
+	Partitions int32 // 0: the server's default; of an adopted topic, what lies there
+	Set        setting.Topic
+	Adopt      bool // its directories are moved in from the adopt directory
+}
+
 // CreateTopic creates a topic and serves it. On return it is durable. TOPIC_EXISTS, NAME_COLLISION, BAD_NAME, or what
 // the plugins cannot do now.
-func (b *Broker) CreateTopic(ctx context.Context, name string, partitions int32) (*Topic, error) {
+func (b *Broker) CreateTopic(ctx context.Context, name string, n NewTopic) (*Topic, error) {
 	if err := address.ValidTopic(name); err != nil {
 		return nil, err
 	}
 	var t *Topic
 	err := b.change(ctx, func(ctx context.Context) error {
 		var err error
-		t, err = b.createLocked(ctx, name, partitions)
+		t, err = b.createLocked(ctx, name, n)
 		return err
 	})
 	return t, err
@@ -140,13 +149,13 @@ func (b *Broker) EnsureTopic(ctx context.Context, name string) (*Topic, error) {
 				"create it with TOPIC CREATE, or raise the limit")
 		}
 		var err error
-		t, err = b.createLocked(ctx, name, b.opt.Partitions)
+		t, err = b.createLocked(ctx, name, NewTopic{Set: setting.Defaults()})
 		return err
 	})
 	return t, err
 }
 
-func (b *Broker) createLocked(ctx context.Context, name string, partitions int32) (*Topic, error) {
+func (b *Broker) createLocked(ctx context.Context, name string, n NewTopic) (*Topic, error) {
 	if b.Lookup([]byte(name)) != nil {
 		return nil, errExists(name)
 	}
@@ -154,12 +163,18 @@ func (b *Broker) createLocked(ctx context.Context, name string, partitions int32
 	if err != nil {
 		return nil, err
 	}
-	strategy, err := b.plan(ctx, name, partitions)
-	if err != nil {
-		return nil, err
+	meta := catalog.Topic{Name: name, ID: datadir.RandomID(), Partitions: n.Partitions, Settings: n.Set.Text(), Adopt: n.Adopt}
+	if meta.Partitions == 0 {
+		meta.Partitions = b.opt.Partitions
 	}
-	meta := catalog.Topic{
-		Name: name, ID: datadir.RandomID(), Partitions: partitions, Plan: strategy, Epochs: make([]record.Epoch, partitions),
+	meta.Epochs = make([]record.Epoch, meta.Partitions)
+	if n.Adopt {
+		if err := b.prepareAdoption(ctx, &meta, n.Partitions); err != nil {
+			return nil, err
+		}
+	}
+	if meta.Plan, err = b.plan(ctx, name, meta.Partitions); err != nil {
+		return nil, err
 	}
 	err = catalog.Create(ctx, store, &meta)
 	if errors.Is(err, catalog.ErrExists) && b.clearHalfMade(ctx, store, name) {
@@ -169,6 +184,28 @@ func (b *Broker) createLocked(ctx context.Context, name string, partitions int32
 		return nil, createFailed(name, err)
 	}
 	return b.serveLocked(ctx, store, meta)
+}
+
+// prepareAdoption takes id, partition count and epochs from what lies ready in the adopt directory.
+func (b *Broker) prepareAdoption(ctx context.Context, meta *catalog.Topic, partitions int32) error {
+	found, err := b.dir.Adoptable(ctx, meta.Name)
+	if err != nil {
+		return errcode.Wrap(errcode.BadSetting, err, fmt.Sprintf("topic %s cannot be adopted: %v", meta.Name, err),
+			"put its directories, "+meta.Name+"-0 and so on, under adopt in the data directory")
+	}
+	if partitions != 0 && partitions != found.Partitions {
+		return errcode.New(errcode.BadSetting, fmt.Sprintf("partitions=%d, but %d directories are to be adopted", partitions, found.Partitions),
+			"leave partitions out")
+	}
+	meta.Partitions = found.Partitions
+	if found.TopicID != "" {
+		meta.ID = found.TopicID
+	}
+	meta.Epochs = make([]record.Epoch, found.Partitions)
+	for i, e := range found.Epochs {
+		meta.Epochs[i] = e + 1 // -1 where none is known; what comes now is told apart from what was there
+	}
+	return nil
 }
 
 // clearHalfMade removes a topic whose creation was begun and not finished; nobody was ever told that it exists.
@@ -235,7 +272,11 @@ func (b *Broker) DeleteTopic(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		grave, err := catalog.Delete(ctx, store, t.Meta)
+		fresh, err := b.fresh(ctx, store, t)
+		if err != nil {
+			return err
+		}
+		grave, err := catalog.Delete(ctx, store, fresh)
 		if err != nil {
 			return errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be deleted from metadata", name),
 				"look with TOPIC LIST, then try again")
@@ -247,6 +288,19 @@ func (b *Broker) DeleteTopic(ctx context.Context, name string) error {
 		}
 		return nil
 	})
+}
+
+// fresh reads a served topic as metadata has it now: an epoch may have been advanced since.
+func (b *Broker) fresh(ctx context.Context, store metadata.Store, t *Topic) (catalog.Topic, error) {
+	meta, err := catalog.Get(ctx, store, t.Meta.Name)
+	if err == nil && meta.ID != t.Meta.ID {
+		err = catalog.ErrUnknown
+	}
+	if err != nil {
+		return meta, errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be read from metadata", t.Meta.Name),
+			"nothing was changed; look with TOPIC LIST, then try again")
+	}
+	return meta, nil
 }
 
 // dropLocked takes t out of service: publishes that wait, and readers, hear that it is deleted.
@@ -275,6 +329,3 @@ func (b *Broker) buryLocked(ctx context.Context, store metadata.Store, grave cat
 	}
 	return catalog.Bury(ctx, store, grave)
 }
-
-// MessageBytes bounds key, value and headers of one record.
-func (b *Broker) MessageBytes() int { return b.opt.MessageBytes }

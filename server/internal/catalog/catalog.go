@@ -36,13 +36,15 @@ const (
 
 // Topic is a topic as metadata keeps it.
 type Topic struct {
-	Name       string           `json:"name"`
-	ID         string           `json:"id"` // 32 hex digits
-	State      State            `json:"state"`
-	Partitions int32            `json:"partitions"`
-	Plan       partition.Plan   `json:"plan"`
-	Epochs     []record.Epoch   `json:"epochs"` // leader epoch of each partition
-	Version    metadata.Version `json:"-"`
+	Name       string            `json:"name"`
+	ID         string            `json:"id"` // 32 hex digits
+	State      State             `json:"state"`
+	Partitions int32             `json:"partitions"`
+	Plan       partition.Plan    `json:"plan"`
+	Epochs     []record.Epoch    `json:"epochs"`             // leader epoch of each partition
+	Settings   map[string]string `json:"settings,omitempty"` // as setting.Topic writes them; what is missing has its default
+	Adopt      bool              `json:"adopt,omitempty"`    // while creating: the directories are moved in
+	Version    metadata.Version  `json:"-"`
 }
 
 // Tombstone is a deleted topic whose directories may still exist.

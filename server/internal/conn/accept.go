@@ -30,7 +30,6 @@ type Options struct {
 	Pending       int           // bytes waiting for a peer
 	WriteDeadline time.Duration // how long a peer may accept nothing
 	Live          []string      // patterns of subjects that are never topics
-	Partitions    int32         // of a topic created without saying how many
 	Identity      Identity
 	Logger        *slog.Logger
 }

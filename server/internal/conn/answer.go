@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/trunkline-mq/trunkline/protocol/address"
-	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	"github.com/trunkline-mq/trunkline/protocol/line"
 	"github.com/trunkline-mq/trunkline/protocol/record"
 	"github.com/trunkline-mq/trunkline/server/internal/partition"
@@ -42,9 +41,7 @@ type answer struct {
 	// Guarded by box.mu.
 	settled bool
 	literal []byte // what to say, of a request that is not a publish
-	base    record.Offset
-	n       int
-	err     *errcode.Error
+	outcome partition.Outcome
 
 	// Immutable while queued: of a publish.
 	part *partition.Partition
@@ -103,11 +100,11 @@ func (b *outbox) pushLocked() *answer {
 }
 
 // Settled is the outcome of a run of publishes.
-func (a *answer) Settled(base record.Offset, n int, err *errcode.Error) {
+func (a *answer) Settled(o partition.Outcome) {
 	b := a.box
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	a.base, a.n, a.err, a.settled = base, n, err, true
+	a.outcome, a.settled = o, true
 	if b.head == a {
 		b.ready.Signal()
 	}
@@ -200,7 +197,7 @@ func (b *outbox) collectLocked() {
 			b.tail = nil
 		}
 		b.queue--
-		a.part, a.err = nil, nil
+		a.part, a.outcome.Err = nil, nil
 		if cap(a.literal) > bufferKeep {
 			a.literal = nil
 		}
@@ -273,31 +270,31 @@ func (a *answer) append(dst []byte) []byte {
 	switch {
 	case a.part == nil:
 		return append(dst, a.literal...)
-	case a.err != nil:
+	case a.outcome.Err != nil:
 		return a.appendFailure(dst)
 	case a.tell > tellAllNATS:
 		return dst
 	}
-	name, durability := a.part.Name, a.part.Durability()
-	for i := range a.n {
+	name, o := a.part.Name, a.outcome
+	for i := range o.N {
 		dst = append(dst, "+OK "...)
-		dst = address.AppendAddress(dst, name.Topic, name.ID, a.base+record.Offset(i))
+		dst = address.AppendAddress(dst, name.Topic, name.ID, o.Base+record.Offset(i))
 		dst = append(dst, ' ')
-		dst = append(dst, durability...)
+		dst = append(dst, o.Durability...)
 		dst = append(dst, '\r', '\n')
 	}
 	return dst
 }
 
 func (a *answer) appendFailure(dst []byte) []byte {
-	for range a.n {
+	for range a.outcome.N {
 		switch a.tell {
 		case tellAll:
-			dst = line.AppendErr(dst, a.err)
+			dst = line.AppendErr(dst, a.outcome.Err)
 		case tellErrors:
-			dst = line.AppendAsyncErr(dst, a.err, a.verb.String()+" "+a.part.Name.Topic+"/"+strconv.Itoa(int(a.part.Name.ID)))
+			dst = line.AppendAsyncErr(dst, a.outcome.Err, a.verb.String()+" "+a.part.Name.Topic+"/"+strconv.Itoa(int(a.part.Name.ID)))
 		case tellNATS, tellAllNATS:
-			dst = line.AppendNATSErr(dst, publishViolation(a.part.Name.Topic, a.err))
+			dst = line.AppendNATSErr(dst, publishViolation(a.part.Name.Topic, a.outcome.Err))
 		}
 	}
 	return dst

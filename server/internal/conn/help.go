@@ -18,7 +18,7 @@ var helpTexts = []struct {
 	{line.Unsub, "ends a subscription, at once or after max records in all\n  UNSUB 1"},
 	{line.Pub, "writes one record of exactly so many bytes, which follow on the next line\n  PUB orders 5\n  hello"},
 	{line.HPub, "is PUB with a NATS header block; sizes: of the block, of both\n  HPUB orders 22 27"},
-	{line.Topic, "makes, shows and removes topics\n  TOPIC CREATE orders partitions=6\n  TOPIC LIST\n  TOPIC INFO orders\n  TOPIC DELETE orders"},
+	{line.Topic, "makes, shows and removes topics\n  TOPIC CREATE orders partitions=6 retention.time=1d\n  TOPIC LIST\n  TOPIC INFO orders\n  TOPIC ALTER orders sync=interval:1s\n  TOPIC TRIM orders/0@5\n  TOPIC DELETE orders"},
 	{line.Ping, "answers PONG when everything you published before has its outcome\n  PING"},
 	{line.Connect, "sets options of this connection; without it, you are verbose\n  CONNECT {\"verbose\":false}"},
 	{line.Help, "shows this, or one verb\n  HELP SEND"},

@@ -77,7 +77,7 @@ func (c *conn) publish(cmd *line.Command) *errcode.Error {
 	a.part, a.tell, a.verb = to, how, cmd.Verb
 	p.run, p.runPart, p.runTell, p.runVerb = a, to, how, cmd.Verb
 	if err := to.Publish(c.stop, rec, a); err != nil {
-		a.Settled(0, 1, err)
+		a.Settled(part.Outcome{N: 1, Err: err})
 		p.run = nil
 	}
 	return nil

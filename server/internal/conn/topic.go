@@ -12,6 +12,7 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/line"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 	"github.com/trunkline-mq/trunkline/server/internal/broker"
+	"github.com/trunkline-mq/trunkline/server/internal/setting"
 )
 
 // topicJSON is a topic as LIST and INFO show it (PROTOCOL §6).
@@ -42,7 +43,7 @@ type extentJSON struct {
 	Segments      int   `json:"segments"`
 }
 
-// handleTopic is TOPIC CREATE, LIST, INFO and DELETE. It sees what this connection did before.
+// handleTopic is TOPIC CREATE, LIST, INFO, ALTER, TRIM and DELETE. It sees what this connection did before.
 func (c *conn) handleTopic(cmd *line.Command) {
 	if !c.box.waitAnswered(c.stop) {
 		return
@@ -61,8 +62,10 @@ func (c *conn) handleTopic(cmd *line.Command) {
 		data, err = c.topicInfo(cmd.Args[1:])
 	case "DELETE":
 		detail, err = c.topicDelete(cmd.Args[1:])
-	case "ALTER", "TRIM":
-		err = errcode.New(errcode.NotSupported, "TOPIC "+what+" is not offered yet", "HELP TOPIC lists what is")
+	case "ALTER":
+		detail, err = c.topicAlter(cmd.Args[1:])
+	case "TRIM":
+		detail, err = c.topicTrim(cmd.Args[1:])
 	default:
 		err = errcode.New(errcode.BadArgs, fmt.Sprintf("TOPIC %q is not known", what), "use "+line.Topic.Usage())
 	}
@@ -87,45 +90,110 @@ func (c *conn) topicCreate(args [][]byte) (string, *errcode.Error) {
 	if address.IsLive(args[0], c.srv.opt.Live) {
 		return "", errcode.New(errcode.BadName, fmt.Sprintf("%s is a live subject by subjects.live", name), "choose another name, or change subjects.live")
 	}
-	partitions := c.srv.opt.Partitions
+	ask := broker.NewTopic{Set: setting.Defaults()}
 	for _, arg := range args[1:] {
-		if err := takeSetting(arg, &partitions); err != nil {
+		if err := takeSetting(arg, &ask); err != nil {
 			return "", err
 		}
 	}
-	t, err := c.broker().CreateTopic(c.ctx, name, partitions)
+	t, err := c.broker().CreateTopic(c.ctx, name, ask)
 	if err != nil {
 		return "", errcode.From(err, errcode.StorageUnavailable)
 	}
 	return t.Meta.Name, nil
 }
 
-// laterSettings are the settings of the protocol that this version does not have yet. They are refused, not ignored.
-var laterSettings = []string{
-	"replicas", "min.insync", "sync", "retention.time", "retention.bytes", "segment.bytes", "segment.time", "message.bytes",
-	"timestamps", "partitioner", "storage", "adopt",
-}
-
-func takeSetting(arg []byte, partitions *int32) *errcode.Error {
-	key, value, ok := strings.Cut(string(arg), "=")
-	if !ok {
-		return errcode.New(errcode.BadArgs, fmt.Sprintf("%q is not a setting", clip(arg)), "write key=value")
-	}
-	if key != "partitions" {
-		for _, later := range laterSettings {
-			if key == later {
-				return errcode.New(errcode.BadSetting, "setting "+key+" is not offered yet", "leave it out; partitions is the one there is")
-			}
+// takeSetting reads a key=value of TOPIC CREATE.
+func takeSetting(arg []byte, ask *broker.NewTopic) *errcode.Error {
+	key, value, err := cutSetting(arg)
+	switch {
+	case err != nil:
+		return err
+	case key == "adopt":
+		if value != "true" && value != "false" {
+			return errcode.New(errcode.BadSetting, fmt.Sprintf("adopt=%s is out of range", clip([]byte(value))), "choose true or false")
 		}
-		return errcode.New(errcode.BadSetting, fmt.Sprintf("setting %q is unknown", clip([]byte(key))), "partitions is the one there is")
+		ask.Adopt = value == "true"
+		return nil
+	case key != "partitions":
+		return ask.Set.Set(key, value)
 	}
-	n, err := strconv.ParseInt(value, 10, 32)
-	if err != nil || n < 1 || n > partition.CountMax {
+	n, bad := strconv.ParseInt(value, 10, 32)
+	if bad != nil || n < 1 || n > partition.CountMax {
 		return errcode.New(errcode.BadSetting, fmt.Sprintf("partitions=%s is out of range", clip([]byte(value))),
 			fmt.Sprintf("choose 1 to %d", partition.CountMax))
 	}
-	*partitions = int32(n)
+	ask.Partitions = int32(n)
 	return nil
+}
+
+func cutSetting(arg []byte) (key, value string, _ *errcode.Error) {
+	key, value, ok := strings.Cut(string(arg), "=")
+	if !ok {
+		return "", "", errcode.New(errcode.BadArgs, fmt.Sprintf("%q is not a setting", clip(arg)), "write key=value")
+	}
+	return key, value, nil
+}
+
+func (c *conn) topicAlter(args [][]byte) (string, *errcode.Error) {
+	if len(args) < 2 {
+		return "", errcode.New(errcode.BadArgs, fmt.Sprintf("TOPIC ALTER has %d arguments", len(args)), "use TOPIC ALTER <name> key=value…")
+	}
+	name := string(args[0])
+	err := c.broker().AlterTopic(c.ctx, name, func(s *setting.Topic) *errcode.Error {
+		for _, arg := range args[1:] {
+			key, value, err := cutSetting(arg)
+			if err == nil && (key == "partitions" || key == "adopt") {
+				err = errcode.New(errcode.BadSetting, key+" cannot be altered yet", "it is chosen when the topic is created")
+			}
+			if err == nil {
+				err = s.Set(key, value)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return "", errcode.From(err, errcode.MetadataUnavailable)
+	}
+	return name, nil
+}
+
+// topicTrim is TOPIC TRIM <topic>/<p>@<position>: what lies below is gone for good.
+func (c *conn) topicTrim(args [][]byte) (string, *errcode.Error) {
+	usage := "use TOPIC TRIM <topic>/<partition>@<position>"
+	if len(args) != 1 {
+		return "", errcode.New(errcode.BadArgs, fmt.Sprintf("TOPIC TRIM has %d arguments", len(args)), usage)
+	}
+	addr, err := address.Parse(args[0])
+	if err == nil {
+		err = addr.ForRead()
+	}
+	if err == nil && (addr.Partition == partition.None || addr.Position.Kind == address.None) {
+		err = errcode.New(errcode.BadAddress, "TOPIC TRIM names no partition or no position", usage)
+	}
+	if err != nil {
+		return "", errcode.From(err, errcode.BadAddress)
+	}
+	t := c.broker().Lookup(addr.Topic)
+	if t == nil {
+		return "", errUnknownTopic(addr.Topic)
+	}
+	p, fault := t.Partition(addr.Partition)
+	if fault != nil {
+		return "", fault
+	}
+	to, fault := seek(c.ctx, p, addr.Position, address.Latest, c.pub.now)
+	if fault != nil {
+		return "", fault
+	}
+	start, err := c.broker().Trim(c.ctx, p, to)
+	if err != nil {
+		return "", errcode.From(err, errcode.StorageUnavailable)
+	}
+	return string(address.AppendAddress(nil, p.Name.Topic, p.Name.ID, start)), nil
 }
 
 func (c *conn) topicList(args [][]byte) ([]byte, *errcode.Error) {
@@ -166,12 +234,10 @@ func (c *conn) describe(t *broker.Topic, extents bool) topicJSON {
 	me := c.srv.opt.Identity.Broker
 	j := topicJSON{
 		Name: t.Meta.Name, ID: t.Meta.ID, Plan: t.Meta.Plan,
-		Settings: map[string]any{
-			"partitions": t.Meta.Partitions, "replicas": 1, "sync": "batch", "segment.bytes": int64(broker.SegmentBytes),
-			"message.bytes": c.broker().MessageBytes(), "timestamps": "create", "partitioner": t.Meta.Plan.Kind,
-			"storage": broker.StorageName,
-		},
+		Settings: t.Set.Show(),
 	}
+	j.Settings["partitions"], j.Settings["replicas"] = t.Meta.Partitions, 1
+	j.Settings["partitioner"], j.Settings["storage"] = t.Meta.Plan.Kind, broker.StorageName
 	for i := range t.Meta.Partitions {
 		p := partitionJSON{Partition: i, Leader: me, Epoch: int32(t.Meta.Epochs[i]), Replicas: []int{me}, ISR: []int{me}}
 		served, fault := t.Partition(partition.ID(i))
@@ -179,6 +245,7 @@ func (c *conn) describe(t *broker.Topic, extents bool) topicJSON {
 			p.Error = string(fault.Code)
 		}
 		if extents && fault == nil {
+			p.Epoch = int32(served.Log().Epoch())
 			s := served.Log().Stats()
 			p.extentJSON = &extentJSON{
 				LogStart: int64(s.LogStart), HighWatermark: int64(served.HighWatermark()), LogEnd: int64(s.Confirmed),

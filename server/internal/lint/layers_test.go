@@ -60,10 +60,11 @@ var layers = map[string][]string{
 	"server/internal/datadir":   {},
 	"server/internal/httpd":     {},
 	"server/internal/catalog":   {"plugins/metadata", "protocol"},
+	"server/internal/setting":   {"protocol"},
 	"server/internal/partition": {"plugins/storage", "plugins/storage/lend", "protocol"},
 	"server/internal/broker": {"plugins/host", "plugins/metadata", "plugins/metadata/metadatarpc", "plugins/partitioner", "plugins/partitioner/partitionerrpc",
-		"plugins/storage", "plugins/storage/lend", "plugins/storage/storagerpc", "protocol", "server/internal/catalog", "server/internal/datadir", "server/internal/partition"},
-	"server/internal/conn": {"plugins/storage", "plugins/storage/lend", "protocol", "server/internal/broker", "server/internal/partition"},
+		"plugins/storage", "plugins/storage/lend", "plugins/storage/storagerpc", "protocol", "server/internal/catalog", "server/internal/datadir", "server/internal/partition", "server/internal/setting"},
+	"server/internal/conn": {"plugins/storage", "plugins/storage/lend", "protocol", "server/internal/broker", "server/internal/partition", "server/internal/setting"},
 	// The server's main composes, and is the only one that names implementations.
 	"server":              {"plugins", "protocol", "server/internal"},
 	"server/test/harness": {"clients", "protocol"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
@@ -20,8 +21,24 @@ func (p *Partition) commitAll() {
 		if g == nil {
 			return
 		}
+		if g == lookAfter {
+			p.rollAged()
+			continue
+		}
 		p.commit(g)
 		p.reuse(g)
+	}
+}
+
+// lookAfter is what take returns when there is nothing to commit but the log wants looking after.
+var lookAfter = &group{}
+
+// rollAged rolls a segment that is old enough, though nothing is written to it. Only the writer may.
+func (p *Partition) rollAged() {
+	ctx, cancel := context.WithTimeout(context.Background(), p.opt.PublishTimeout)
+	defer cancel()
+	if err := p.log.RollAged(ctx); err != nil {
+		p.opt.Logger.Warn("aged segment is not rolled; tried again", "partition", p.Name.String(), "err", err)
 	}
 }
 
@@ -43,6 +60,9 @@ func (p *Partition) take() *group {
 			return g
 		case p.closed != nil:
 			return nil
+		case p.ticked:
+			p.ticked = false
+			return lookAfter
 		}
 		p.work.Wait()
 	}
@@ -53,24 +73,27 @@ func (p *Partition) commit(g *group) {
 	// The deadline is the wait for a plugin, should the log have to roll; the disk has none.
 	ctx, cancel := context.WithTimeout(context.Background(), p.opt.PublishTimeout)
 	defer cancel()
+	set := p.set.Load()
 	base := p.log.End()
-	batch := g.batch.Finish(base, p.opt.Epoch)
+	batch := g.batch.Finish(base, p.log.Epoch())
+	if set.AppendTime {
+		batch.SetAppendTime(time.Now().UnixMilli())
+	}
 	err := p.log.Append(ctx, lend.Group{
-		Bytes: batch, Base: base, Next: batch.NextOffset(), MaxTimestamp: g.batch.MaxTimestamp(),
+		Bytes: batch, Base: base, Next: batch.NextOffset(), MaxTimestamp: batch.MaxTimestamp(),
 	})
 	g.buf = batch[:0]
 	if err != nil {
-		code := p.outcome(err)
-		g.settle(0, code)
+		g.settle(Outcome{Err: p.failure(err)})
 		return
 	}
 	p.hw.Store(int64(batch.NextOffset()))
-	g.settle(base, nil)
+	g.settle(Outcome{Base: base, Durability: p.durability(set)})
 	p.watch.wake()
 }
 
-// outcome says what a failed append means for its publishers.
-func (p *Partition) outcome(err error) *errcode.Error {
+// failure says what a failed append means for its publishers.
+func (p *Partition) failure(err error) *errcode.Error {
 	var full *lend.FullError
 	switch {
 	case errors.As(err, &full):

@@ -18,9 +18,18 @@ const (
 )
 
 // Claimant is whoever waits for the outcome of a run of records. Settled is called once, from the writer's goroutine,
-// and must not block: the run's n records have offsets [base, base+n), or all failed with err.
+// and must not block.
 type Claimant interface {
-	Settled(base record.Offset, n int, err *errcode.Error)
+	Settled(o Outcome)
+}
+
+// Outcome is what became of a run: its N records have offsets [Base, Base+N) and are as durable as it says, or all
+// failed with Err.
+type Outcome struct {
+	Base       record.Offset
+	N          int
+	Durability string
+	Err        *errcode.Error
 }
 
 // group is what is written and synced as one: a batch, and who wants to know.
@@ -35,11 +44,13 @@ type claim struct {
 	n   int32
 }
 
-func (g *group) settle(base record.Offset, err *errcode.Error) {
+// settle tells every claimant; o is the outcome of the first record.
+func (g *group) settle(o Outcome) {
 	for i := range g.claims {
 		c := &g.claims[i]
-		c.who.Settled(base, int(c.n), err)
-		base += record.Offset(c.n)
+		o.N = int(c.n)
+		c.who.Settled(o)
+		o.Base += record.Offset(c.n)
 		c.who = nil
 	}
 }
@@ -71,7 +82,7 @@ func (p *Partition) Extend(r *record.Record, who Claimant) bool {
 func (p *Partition) Publish(stop <-chan struct{}, r *record.Record, who Claimant) *errcode.Error {
 	if p.tooLarge(r) {
 		return errcode.New(errcode.TooLarge,
-			fmt.Sprintf("record exceeds the topic's message.bytes of %d", p.opt.MessageBytes), "send a smaller record")
+			fmt.Sprintf("record exceeds the topic's message.bytes of %d", p.set.Load().MessageBytes), "send a smaller record")
 	}
 	var deadline <-chan time.Time // made only when there is something to wait for
 	for {
@@ -121,7 +132,7 @@ func (p *Partition) tooLarge(r *record.Record) bool {
 	for i := range r.Headers {
 		n += len(r.Headers[i].Key) + len(r.Headers[i].Value)
 	}
-	return n > p.opt.MessageBytes
+	return n > p.set.Load().MessageBytes
 }
 
 // groupLocked returns the group that takes a record of at most bound bytes, nil when the queue is full.

@@ -21,10 +21,17 @@ import (
 // Options configure a partition.
 type Options struct {
 	Epoch          record.Epoch
-	MessageBytes   int           // bound on key + value + headers of one record
 	PublishTimeout time.Duration // how long a publish waits for room or for a plugin
-	Durability     string        // what an ack says: "disk"
+	Durable        string        // what an ack says of a synced record: "disk", or what the store says of itself
+	Set            Settings
 	Logger         *slog.Logger
+}
+
+// Settings are what can change while a partition runs.
+type Settings struct {
+	MessageBytes int  // bound on key + value + headers of one record
+	AppendTime   bool // records get the time at which their batch is committed
+	Synced       bool // a record is synced before it is acknowledged
 }
 
 // Partition takes publishes and serves readers. Its methods are safe for concurrent use.
@@ -33,12 +40,14 @@ type Partition struct {
 	opt  Options
 	log  *lend.Log
 
-	hw atomic.Int64 // end of what readers may see
+	hw  atomic.Int64 // end of what readers may see
+	set atomic.Pointer[Settings]
 
 	mu      sync.Mutex
 	pending *group         // takes records; nil when none has come since the last take
 	full    []*group       // closed to further records, in order; at most queueGroupsMax
 	spare   *group         // a group to use again
+	ticked  bool           // the writer is to look after its log
 	closed  *errcode.Error // not nil: no publish is taken
 	room    chan struct{}  // closed and replaced whenever the writer takes a group
 	work    *sync.Cond     // signalled when there is something to take, or closed
@@ -52,6 +61,7 @@ func Open(name storage.Partition, l *lend.Log, o Options) *Partition {
 	p := &Partition{Name: name, opt: o, log: l, room: make(chan struct{})}
 	p.work = sync.NewCond(&p.mu)
 	p.hw.Store(int64(l.Stats().Confirmed))
+	p.set.Store(&o.Set)
 	p.writer.Go(p.commitAll)
 	return p
 }
@@ -59,8 +69,30 @@ func Open(name storage.Partition, l *lend.Log, o Options) *Partition {
 // HighWatermark is the end of what readers may see.
 func (p *Partition) HighWatermark() record.Offset { return record.Offset(p.hw.Load()) }
 
-// Durability is what an acknowledgement of this partition claims.
-func (p *Partition) Durability() string { return p.opt.Durability }
+// durability is what an acknowledgement claims: what the store makes of a sync, or that the record is in the page cache.
+func (p *Partition) durability(s *Settings) string {
+	if s.Synced || p.opt.Durable != durableDisk {
+		return p.opt.Durable
+	}
+	return durablePage
+}
+
+// The durabilities of an acknowledgement, beside what a store of another kind says.
+const (
+	durableDisk = "disk"
+	durablePage = "page" // written, not synced
+)
+
+// Alter changes the settings for what is published from now on.
+func (p *Partition) Alter(s Settings) { p.set.Store(&s) }
+
+// Tick makes the writer look after its log although nothing is published.
+func (p *Partition) Tick() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ticked = true
+	p.work.Signal()
+}
 
 // Log is what readers read from, up to the high watermark.
 func (p *Partition) Log() *lend.Log { return p.log }
@@ -89,7 +121,7 @@ func (p *Partition) stop(reason *errcode.Error, discard bool) {
 	p.work.Broadcast()
 	p.mu.Unlock()
 	for _, g := range dropped {
-		g.settle(0, reason)
+		g.settle(Outcome{Err: reason})
 	}
 	p.writer.Wait()
 	p.watch.wake()

@@ -1,0 +1,156 @@
+package lend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+)
+
+// ErrNotKept is what a store answers that keeps what it has for ever.
+var ErrNotKept = errors.New("storage plugin does not trim logs")
+
+// keep runs f with the plugin, one call about this partition at a time.
+func (l *Log) keep(ctx context.Context, f func(p *Plugin, k storage.Keeper) error) error {
+	return l.control(ctx, func() error {
+		p, err := l.dir.store(ctx)
+		if err != nil {
+			return err
+		}
+		k, ok := p.Store.(storage.Keeper)
+		if !ok {
+			return ErrNotKept
+		}
+		return f(p, k)
+	})
+}
+
+// Expire asks the plugin what retention would take, and takes it: never at or above limit, the high watermark. It
+// returns the log start.
+func (l *Log) Expire(ctx context.Context, age time.Duration, bytes int64, limit record.Offset) (record.Offset, error) {
+	start := l.Stats().LogStart
+	err := l.keep(ctx, func(_ *Plugin, k storage.Keeper) error {
+		var err error
+		start, err = k.Expire(ctx, storage.ExpireRequest{
+			Partition: l.part, Instance: l.dir.instance, RetentionTime: age, RetentionBytes: bytes, Limit: limit,
+		})
+		return err
+	})
+	if err != nil {
+		return start, fmt.Errorf("retention of %s: %w", l.part, err)
+	}
+	if start <= l.Stats().LogStart {
+		return start, nil
+	}
+	if start > limit {
+		return start, fmt.Errorf("%w: retention of %s proposes %d, above the high watermark %d", ErrLied, l.part, start, limit)
+	}
+	return l.Trim(ctx, start)
+}
+
+// Trim moves the log start up to at least to, which is not above the confirmed end, and returns where it is. On return
+// the new start is durable. Readers below it end.
+func (l *Log) Trim(ctx context.Context, to record.Offset) (record.Offset, error) {
+	if to > l.End() {
+		return 0, fmt.Errorf("trim %s to %d, beyond its end: %w", l.part, to, storage.ErrOffsetOutOfRange)
+	}
+	var done storage.Trimmed
+	err := l.keep(ctx, func(p *Plugin, k storage.Keeper) error {
+		var err error
+		done, err = k.Trim(ctx, storage.TrimRequest{Partition: l.part, Instance: l.dir.instance, LogStart: to})
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, storage.ErrFull), errors.Is(err, storage.ErrNotOpen):
+			return err
+		}
+		if failed := l.callFailed(ctx, p, err); failed != nil {
+			return failed
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("trim %s: %w", l.part, err)
+	}
+	return l.trimmed(done)
+}
+
+func (l *Log) trimmed(done storage.Trimmed) (record.Offset, error) {
+	l.mu.Lock()
+	if done.LogStart > l.confirmed || done.First > done.LogStart {
+		defer l.mu.Unlock()
+		return 0, fmt.Errorf("%w: log start %d, first segment %d, end %d", ErrLied, done.LogStart, done.First, l.confirmed)
+	}
+	l.logStart = max(l.logStart, done.LogStart)
+	start := l.logStart
+	gone := 0
+	for gone < len(l.segments)-1 && l.segments[gone].base < done.First {
+		gone++
+	}
+	removed := l.segments[:gone]
+	l.segments = append([]*segment(nil), l.segments[gone:]...)
+	l.mu.Unlock()
+	for _, s := range removed {
+		l.dir.files.forget(s)
+	}
+	return start, nil
+}
+
+// Truncate takes everything from next on off the log, a batch boundary, under a new leader epoch. Appends wait; readers
+// of what was there go on with the old files until they ask anew.
+func (l *Log) Truncate(ctx context.Context, next record.Offset, epoch record.Epoch) error {
+	l.mu.Lock()
+	lease := l.lease
+	l.mu.Unlock()
+	l.surrender(ErrTruncating)
+	err := l.keep(ctx, func(_ *Plugin, k storage.Keeper) error {
+		a, err := k.Truncate(ctx, storage.TruncateRequest{
+			Partition: l.part, Instance: l.dir.instance, Lease: lease, Next: next, Epoch: epoch,
+		})
+		if err != nil {
+			return err
+		}
+		if a.Lease.Next != next {
+			_ = a.Lease.File.Close()
+			return fmt.Errorf("%w: truncated to %d, got %d", ErrLied, next, a.Lease.Next)
+		}
+		l.mu.Lock()
+		l.epoch = epoch
+		l.mu.Unlock()
+		return l.install(a)
+	})
+	if err != nil {
+		return fmt.Errorf("truncate %s to %d: %w", l.part, next, err)
+	}
+	return nil
+}
+
+// ErrTruncating is what an append answers while the log is being shortened: nothing was written for it.
+var ErrTruncating = errors.New("log is being truncated")
+
+// Aged reports whether the active segment has taken records for longer than its setting allows.
+func (l *Log) Aged() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.down != nil || l.set.SegmentTime == 0 {
+		return false
+	}
+	active := l.activeLocked()
+	return active.size > 0 && time.Since(active.since) >= l.set.SegmentTime
+}
+
+// Adoptable tells what lies ready to be adopted for a topic.
+func (d *Dir) Adoptable(ctx context.Context, topic string) (storage.Adoption, error) {
+	p, err := d.store(ctx)
+	if err != nil {
+		return storage.Adoption{}, err
+	}
+	k, ok := p.Store.(storage.Keeper)
+	if !ok {
+		return storage.Adoption{}, ErrNotKept
+	}
+	return k.Adoptable(ctx, topic)
+}

@@ -1,0 +1,154 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+	"github.com/trunkline-mq/trunkline/server/internal/catalog"
+	"github.com/trunkline-mq/trunkline/server/internal/partition"
+	"github.com/trunkline-mq/trunkline/server/internal/setting"
+)
+
+func logSettings(s setting.Topic) lend.Settings {
+	modes := map[setting.SyncMode]lend.SyncMode{
+		setting.SyncBatch: lend.SyncBatch, setting.SyncInterval: lend.SyncInterval, setting.SyncNever: lend.SyncNever,
+	}
+	return lend.Settings{
+		SegmentBytes: s.SegmentBytes, SegmentTime: s.SegmentTime, Sync: lend.Sync{Mode: modes[s.Sync], Interval: s.SyncEvery},
+	}
+}
+
+func partitionSettings(s setting.Topic) partition.Settings {
+	return partition.Settings{MessageBytes: s.MessageBytes, AppendTime: s.AppendTime, Synced: s.Sync == setting.SyncBatch}
+}
+
+// AlterTopic changes settings of a topic that is served. On return they are durable and hold for whatever is published
+// from now on. change gets the present settings and says what is wrong with the new ones.
+func (b *Broker) AlterTopic(ctx context.Context, name string, change func(s *setting.Topic) *errcode.Error) error {
+	return b.change(ctx, func(ctx context.Context) error {
+		t := b.Lookup([]byte(name))
+		if t == nil {
+			return errcode.New(errcode.UnknownTopic, fmt.Sprintf("topic %s does not exist", name), "TOPIC LIST shows what does")
+		}
+		set := t.Set
+		if err := change(&set); err != nil {
+			return err
+		}
+		store, err := b.metadata(ctx)
+		if err != nil {
+			return err
+		}
+		meta, err := b.fresh(ctx, store, t)
+		if err != nil {
+			return err
+		}
+		meta.Settings = set.Text()
+		if err := catalog.Update(ctx, store, &meta); err != nil {
+			return errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be written to metadata", name),
+				"look with TOPIC INFO, then try again")
+		}
+		altered := *t
+		altered.Meta, altered.Set = meta, set
+		b.mu.Lock()
+		b.topics[name] = &altered
+		b.mu.Unlock()
+		return b.apply(&altered)
+	})
+}
+
+// apply hands the settings to the partitions.
+func (b *Broker) apply(t *Topic) error {
+	var errs []error
+	for _, p := range t.partitions {
+		if p == nil {
+			continue
+		}
+		// The log first: an acknowledgement may say disk only once the log syncs.
+		if t.Set.Sync != setting.SyncBatch {
+			p.Alter(partitionSettings(t.Set))
+		}
+		if err := p.Log().Alter(logSettings(t.Set)); err != nil {
+			errs = append(errs, fmt.Errorf("alter %s: %w", p.Name, err))
+		}
+		p.Alter(partitionSettings(t.Set))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return errcode.Wrap(errcode.StorageUnavailable, err, "the settings are written, but not every partition could be synced",
+			"see the server's log")
+	}
+	return nil
+}
+
+// Trim moves a partition's log start up to at least off, which is not above its high watermark, and returns where it is.
+func (b *Broker) Trim(ctx context.Context, p *partition.Partition, off record.Offset) (record.Offset, error) {
+	if end := p.HighWatermark(); off > end {
+		return 0, errcode.New(errcode.OffsetOutOfRange, fmt.Sprintf("%s ends at %d, before %d", p.Name, end, off), "trim to @latest at most")
+	}
+	start, err := p.Log().Trim(ctx, off)
+	if err != nil {
+		return 0, errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("%s could not be trimmed", p.Name), "see the server's log, then try again")
+	}
+	return start, nil
+}
+
+const (
+	// lookEvery is how often the broker looks after its logs' segments.
+	lookEvery = time.Second
+	// expireEvery is how often retention is asked for; a log of one segment has nothing to lose.
+	expireEvery   = 5 * time.Second
+	expireTimeout = 10 * time.Second
+)
+
+// keepLogs rolls aged segments and lets retention take old ones, until ctx ends.
+func (b *Broker) keepLogs(ctx context.Context) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	var expired time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			expire := now.Sub(expired) >= expireEvery
+			if expire {
+				expired = now
+			}
+			for _, t := range b.Topics() {
+				b.keepTopic(ctx, t, expire)
+			}
+		}
+	}
+}
+
+func (b *Broker) keepTopic(ctx context.Context, t *Topic, expire bool) {
+	for _, p := range t.partitions {
+		if p == nil || ctx.Err() != nil {
+			continue
+		}
+		if p.Log().Aged() {
+			p.Tick()
+		}
+		if !expire || p.Log().Stats().Segments < 2 || t.Set.RetentionTime == 0 && t.Set.RetentionBytes < 0 {
+			continue
+		}
+		b.expire(ctx, t, p)
+	}
+}
+
+func (b *Broker) expire(ctx context.Context, t *Topic, p *partition.Partition) {
+	ctx, cancel := context.WithTimeout(ctx, expireTimeout)
+	defer cancel()
+	before := p.Log().Stats().LogStart
+	start, err := p.Log().Expire(ctx, t.Set.RetentionTime, t.Set.RetentionBytes, p.HighWatermark())
+	switch {
+	case err != nil && ctx.Err() == nil:
+		b.log.Warn("retention failed; tried again", "partition", p.Name.String(), "err", err)
+	case err == nil && start > before:
+		b.log.Info("retention moved the log start", "partition", p.Name.String(), "from", int64(before), "to", int64(start))
+	}
+}
