@@ -21,11 +21,11 @@ const (
 	Get
 	Quit
 	Topic
-	// The verbs below are known, so that the stream stays in step, and refused as NOT_SUPPORTED.
 	Metadata
 	Produce
 	Fetch
 	Offsets
+	// The verbs below are known and refused as NOT_SUPPORTED.
 	ProducerID
 	Join
 	Accept
@@ -73,10 +73,10 @@ var verbs = [verbCount]struct {
 	Get:        {"GET", fields, 0, 0, "GET <address> [count]", true},
 	Quit:       {"QUIT", fields, 0, 0, "QUIT", true},
 	Topic:      {"TOPIC", fields, 0, 0, "TOPIC CREATE|LIST|INFO|ALTER|TRIM|DELETE …", true},
-	Metadata:   {name: "METADATA"},
-	Produce:    {name: "PRODUCE", shape: payload, min: 1, max: 8},
-	Fetch:      {name: "FETCH", shape: maybe},
-	Offsets:    {name: "OFFSETS"},
+	Metadata:   {"METADATA", fields, 0, 0, "METADATA [topic…]", true},
+	Produce:    {"PRODUCE", payload, 1, 4, "PRODUCE <topic>/<partition> [acks=0|1|all] [timeout=<time>] [plan=<version>] <#bytes>", true},
+	Fetch:      {"FETCH", maybe, 0, 0, "FETCH <topic>/<partition>@<offset>… [max=<size>] [wait=<time>] [min=<size>], or FETCH <#bytes> and JSON", true},
+	Offsets:    {"OFFSETS", fields, 0, 0, "OFFSETS <topic>[/<partition>][@<position>]", true},
 	ProducerID: {name: "PRODUCERID"},
 	Join:       {name: "JOIN"},
 	Accept:     {name: "ACCEPT"},

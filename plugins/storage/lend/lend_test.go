@@ -1,9 +1,13 @@
 package lend_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -636,4 +640,81 @@ func TestManySegmentsAreReadWithFewDescriptors(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+func TestExtentsHoldWholeBatchesWithinTheirBounds(t *testing.T) {
+	b := newBench(t)
+	l := b.open(true, 1<<20)
+	for i := range 200 {
+		mustAdd(t, l, fmt.Sprintf("v%d %s", i, strings.Repeat("x", 1000)), "second")
+	}
+	ctx := context.Background()
+	for _, limit := range []int64{1, 5000, 100_000, 1 << 30} {
+		for off := record.Offset(0); off < l.End(); {
+			e, err := l.Extent(ctx, off, l.End(), limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Base > off || e.Next <= off || (off%2 == 0 && e.Base != off) {
+				t.Fatalf("limit %d: [%d, %d) for %d", limit, e.Base, e.Next, off)
+			}
+			if e.Size > limit && e.Next-e.Base != 2 {
+				t.Fatalf("limit %d: %d bytes in [%d, %d)", limit, e.Size, e.Base, e.Next)
+			}
+			off = e.Next
+			e.Release()
+		}
+	}
+	if e, err := l.Extent(ctx, 3, 4, 1<<20); err != nil || e.Next != 4 || e.Base != 2 {
+		t.Errorf("up to 4: %+v, %v", e, err)
+	} else {
+		e.Release()
+	}
+	if _, err := l.Extent(ctx, l.End(), l.End(), 1<<20); !errors.Is(err, lend.ErrEnd) {
+		t.Errorf("at the end: %v", err)
+	}
+}
+
+func TestExtentIsSentAsItLies(t *testing.T) {
+	b := newBench(t)
+	l := b.open(true, 1<<20)
+	for i := range 100 {
+		mustAdd(t, l, fmt.Sprintf("v%d %s", i, strings.Repeat("x", 5000)))
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	got := make(chan []byte, 1)
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			got <- nil
+			return
+		}
+		all, _ := io.ReadAll(c)
+		_ = c.Close()
+		got <- all
+	}()
+	nc, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := l.Extent(context.Background(), 0, l.End(), 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Release()
+	if err := e.SendTo(nc.(*net.TCPConn), func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	_ = nc.Close()
+	file, err := os.ReadFile(b.data + "/logs/t-0/00000000000000000000.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sent := <-got; !bytes.Equal(sent, file) {
+		t.Errorf("%d bytes were received, the file has %d", len(sent), len(file))
+	}
 }

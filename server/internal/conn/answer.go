@@ -40,13 +40,15 @@ type answer struct {
 
 	// Guarded by box.mu.
 	settled bool
-	literal []byte // what to say, of a request that is not a publish
+	literal []byte  // what to say, of a request that is not a publish
+	pieces  []piece // of a FETCH: what goes out before literal
 	outcome partition.Outcome
 
 	// Immutable while queued: of a publish.
 	part *partition.Partition
 	tell tell
 	verb line.Verb
+	once bool // one answer for the whole run: a PRODUCE
 }
 
 // tell says how the outcome of a publish reaches the client.
@@ -189,7 +191,7 @@ func (b *outbox) kill() {
 // collectLocked moves the answers that are due into buf.
 func (b *outbox) collectLocked() {
 	moved := false
-	for b.head != nil && b.head.settled && len(b.buf) <= b.limit {
+	for b.head != nil && b.head.settled && len(b.buf) <= b.limit && b.head.pieces == nil {
 		a := b.head
 		b.buf = a.append(b.buf)
 		b.head = a.next
@@ -217,12 +219,19 @@ func (b *outbox) write(nc net.Conn) error {
 		b.mu.Lock()
 		for {
 			b.collectLocked()
-			if b.dead || len(b.buf) > 0 || (b.done && b.head == nil) {
+			if b.dead || len(b.buf) > 0 || b.piecesLocked() || (b.done && b.head == nil) {
 				break
 			}
 			b.ready.Wait()
 		}
+		if !b.dead && len(b.buf) == 0 && b.piecesLocked() {
+			if err := b.writePiecesLocked(nc); err != nil {
+				return err
+			}
+			continue
+		}
 		if b.dead || len(b.buf) == 0 {
+			b.abandonLocked()
 			b.mu.Unlock()
 			return nil
 		}
@@ -272,6 +281,8 @@ func (a *answer) append(dst []byte) []byte {
 		return append(dst, a.literal...)
 	case a.outcome.Err != nil:
 		return a.appendFailure(dst)
+	case a.once:
+		return line.AppendOK(dst, string(address.AppendAddress(nil, a.part.Name.Topic, a.part.Name.ID, a.outcome.Base))+" "+a.outcome.Durability)
 	case a.tell > tellAllNATS:
 		return dst
 	}
@@ -287,6 +298,9 @@ func (a *answer) append(dst []byte) []byte {
 }
 
 func (a *answer) appendFailure(dst []byte) []byte {
+	if a.once {
+		return line.AppendErr(dst, a.outcome.Err)
+	}
 	for range a.outcome.N {
 		switch a.tell {
 		case tellAll:

@@ -46,12 +46,7 @@ type infoTrunkline struct {
 
 func (c *conn) appendInfo(dst []byte) []byte {
 	id := c.srv.opt.Identity
-	reached := id.Advertise
-	if reached == "" {
-		reached = c.nc.LocalAddr().String()
-	}
-	host, port, _ := net.SplitHostPort(reached) // both come from a listener or were checked with the configuration
-	number, _ := strconv.Atoi(port)
+	host, number := c.reached()
 	peer, _, _ := net.SplitHostPort(c.nc.RemoteAddr().String())
 	text, _ := json.Marshal(info{ // cannot fail: strings and numbers
 		ServerID: id.ServerID, ServerName: id.Name, Version: natsLevel, Proto: 1, Go: runtime.Version(),

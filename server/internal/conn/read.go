@@ -31,8 +31,9 @@ type conn struct {
 	stopOnce sync.Once
 	ctx      context.Context // ends with stop; of calls that a command makes
 	cancel   context.CancelFunc
-	quit     bool        // QUIT was read
-	down     atomic.Bool // the server is shutting down
+	quit     bool          // QUIT was read
+	poll     chan struct{} // closed to end the newest FETCH's long poll; nil when there is none
+	down     atomic.Bool   // the server is shutting down
 
 	subs      subscriptions
 	tasks     sync.WaitGroup // writer and subscriptions
@@ -152,6 +153,9 @@ const commandsPerLook = 64
 
 // handle answers one command, or queues it.
 func (c *conn) handle(cmd *line.Command) {
+	if c.poll != nil && cmd.Verb != line.Pong {
+		c.endPoll()
+	}
 	switch cmd.Verb {
 	case line.Pub, line.HPub, line.Send:
 		c.handlePublish(cmd)
@@ -177,6 +181,14 @@ func (c *conn) handle(cmd *line.Command) {
 		c.handleGet(cmd)
 	case line.Topic:
 		c.handleTopic(cmd)
+	case line.Produce:
+		c.handleProduce(cmd)
+	case line.Fetch:
+		c.handleFetch(cmd)
+	case line.Offsets:
+		c.handleOffsets(cmd)
+	case line.Metadata:
+		c.handleMetadata(cmd)
 	case line.Help:
 		c.handleHelp(cmd)
 	case line.Quit:

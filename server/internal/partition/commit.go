@@ -75,21 +75,36 @@ func (p *Partition) commit(g *group) {
 	defer cancel()
 	set := p.set.Load()
 	base := p.log.End()
-	batch := g.batch.Finish(base, p.log.Epoch())
-	if set.AppendTime {
-		batch.SetAppendTime(time.Now().UnixMilli())
-	}
-	err := p.log.Append(ctx, lend.Group{
-		Bytes: batch, Base: base, Next: batch.NextOffset(), MaxTimestamp: batch.MaxTimestamp(),
-	})
-	g.buf = batch[:0]
+	out := g.stamp(base, p.log.Epoch(), set.AppendTime)
+	err := p.log.Append(ctx, out)
 	if err != nil {
 		g.settle(Outcome{Err: p.failure(err)})
 		return
 	}
-	p.hw.Store(int64(batch.NextOffset()))
+	p.hw.Store(int64(out.Next))
 	g.settle(Outcome{Base: base, Durability: p.durability(set)})
 	p.watch.wake()
+}
+
+// stamp finishes g: offsets from base on, the leader epoch, and, where the topic has it so, the time of now.
+func (g *group) stamp(base record.Offset, epoch record.Epoch, appendTime bool) lend.Group {
+	if !g.whole {
+		g.buf = g.batch.Finish(base, epoch)
+	}
+	out := lend.Group{Bytes: g.buf, Base: base, Next: base, MaxTimestamp: -1}
+	now := time.Now().UnixMilli()
+	for rest := g.buf; len(rest) > 0; {
+		b := record.Batch(rest)
+		b = b[:b.Size()]
+		b.SetBase(out.Next)
+		b.SetEpoch(epoch)
+		if appendTime {
+			b.SetAppendTime(now)
+		}
+		out.Next, out.MaxTimestamp = b.NextOffset(), max(out.MaxTimestamp, b.MaxTimestamp())
+		rest = rest[len(b):]
+	}
+	return out
 }
 
 // failure says what a failed append means for its publishers.

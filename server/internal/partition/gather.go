@@ -32,11 +32,21 @@ type Outcome struct {
 	Err        *errcode.Error
 }
 
-// group is what is written and synced as one: a batch, and who wants to know.
+// group is what is written and synced as one: a batch of records that came one by one, or whole batches that came from
+// clients; and who wants to know.
 type group struct {
-	batch  record.Builder
+	whole  bool           // buf holds whole batches; else batch is being built in it
+	batch  record.Builder // of records that came one by one
 	buf    []byte
 	claims []claim
+}
+
+// size is the number of bytes gathered so far.
+func (g *group) size() int {
+	if g.whole {
+		return len(g.buf)
+	}
+	return g.batch.Size()
 }
 
 type claim struct {
@@ -65,7 +75,7 @@ func (p *Partition) Extend(r *record.Record, who Claimant) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	g := p.pending
-	if g == nil || p.closed != nil || g.batch.Size()+bound > groupBytesMax {
+	if g == nil || g.whole || p.closed != nil || g.size()+bound > groupBytesMax {
 		return false
 	}
 	last := &g.claims[len(g.claims)-1]
@@ -84,11 +94,45 @@ func (p *Partition) Publish(stop <-chan struct{}, r *record.Record, who Claimant
 		return errcode.New(errcode.TooLarge,
 			fmt.Sprintf("record exceeds the topic's message.bytes of %d", p.set.Load().MessageBytes), "send a smaller record")
 	}
+	bound := record.EncodedBound(r)
+	return p.offer(stop, func() bool {
+		g := p.groupLocked(false, bound)
+		if g == nil {
+			return false
+		}
+		p.claimLocked(g, claim{who, 1})
+		g.batch.Append(r)
+		return true
+	})
+}
+
+// Produce adds whole batches of n records in all, which the caller has checked; offsets and epoch are stamped in place
+// when they are committed. Waiting, errors and who are as for Publish; batches are copied.
+func (p *Partition) Produce(stop <-chan struct{}, batches []byte, n int32, who Claimant) *errcode.Error {
+	return p.offer(stop, func() bool {
+		g := p.groupLocked(true, len(batches))
+		if g == nil {
+			return false
+		}
+		p.claimLocked(g, claim{who, n})
+		g.buf = append(g.buf, batches...)
+		return true
+	})
+}
+
+// offer calls addLocked until there was room, the publish timeout has passed or stop is closed.
+func (p *Partition) offer(stop <-chan struct{}, addLocked func() bool) *errcode.Error {
 	var deadline <-chan time.Time // made only when there is something to wait for
 	for {
-		room, err := p.offer(r, who)
-		if room == nil {
-			return err
+		p.mu.Lock()
+		if p.closed != nil {
+			defer p.mu.Unlock()
+			return p.closed
+		}
+		added, room := addLocked(), p.room
+		p.mu.Unlock()
+		if added {
+			return nil
 		}
 		if deadline == nil {
 			t := time.NewTimer(p.opt.PublishTimeout)
@@ -106,24 +150,11 @@ func (p *Partition) Publish(stop <-chan struct{}, r *record.Record, who Claimant
 	}
 }
 
-// offer takes r, or refuses it for good, or returns what to wait for before the next try.
-func (p *Partition) offer(r *record.Record, who Claimant) (room <-chan struct{}, err *errcode.Error) {
-	bound := record.EncodedBound(r)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed != nil {
-		return nil, p.closed
-	}
-	g := p.groupLocked(bound)
-	if g == nil {
-		return p.room, nil
-	}
-	g.claims = append(g.claims, claim{who, 1})
-	g.batch.Append(r)
+func (p *Partition) claimLocked(g *group, c claim) {
+	g.claims = append(g.claims, c)
 	if len(g.claims) == 1 {
 		p.work.Signal()
 	}
-	return nil, nil
 }
 
 // tooLarge bounds key, value and headers together.
@@ -135,10 +166,10 @@ func (p *Partition) tooLarge(r *record.Record) bool {
 	return n > p.set.Load().MessageBytes
 }
 
-// groupLocked returns the group that takes a record of at most bound bytes, nil when the queue is full.
-func (p *Partition) groupLocked(bound int) *group {
+// groupLocked returns the group that takes bytes more of a kind, nil when the queue is full.
+func (p *Partition) groupLocked(whole bool, bytes int) *group {
 	if g := p.pending; g != nil {
-		if g.batch.Size()+bound <= groupBytesMax {
+		if g.whole == whole && g.size()+bytes <= groupBytesMax {
 			return g
 		}
 		if len(p.full) == queueGroupsMax {
@@ -152,8 +183,11 @@ func (p *Partition) groupLocked(bound int) *group {
 	if g == nil {
 		g = &group{}
 	}
-	g.batch.Reset(g.buf)
-	g.claims = g.claims[:0]
+	g.whole, g.claims = whole, g.claims[:0]
+	g.buf = g.buf[:0]
+	if !whole {
+		g.batch.Reset(g.buf)
+	}
 	p.pending = g
 	return g
 }

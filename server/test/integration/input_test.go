@@ -100,8 +100,10 @@ func refusedInStep() map[string]string {
 		"CONNECT {\"protocol\":9}\n":          "-ERR BAD_ARGS",
 		"HELP FROB\n":                         "-ERR BAD_VERB",
 		"HELP A B\n":                          "-ERR BAD_ARGS",
-		"FETCH here/0@0\n":                    "-ERR NOT_SUPPORTED",
-		"PRODUCE here/0 4\nPING\n":            "-ERR NOT_SUPPORTED",
+		"PRODUCE here/0 4\nPING\n":            "-ERR BAD_BATCH",
+		"COMMIT g 1 here/0@1\n":               "-ERR NOT_SUPPORTED",
+		"OFFSETS\n":                           "-ERR BAD_ARGS",
+		"OFFSETS nothere\n":                   "-ERR UNKNOWN_TOPIC",
 		"JOIN g here\n":                       "-ERR NOT_SUPPORTED",
 	}
 }

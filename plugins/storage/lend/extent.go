@@ -1,0 +1,198 @@
+package lend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+)
+
+// Extent is a run of whole batches as they lie in one segment, ready to be sent without being read.
+type Extent struct {
+	Base, Next record.Offset // of its first batch; after its last
+	Size       int64         // bytes
+
+	log      *Log
+	segment  *segment
+	file     vfs.File
+	position int64
+}
+
+// Extent returns the batches from the one that holds off on: as many as fit into limit bytes, but at least one, of one
+// segment, all below end. ErrEnd when there is none. Release must follow.
+//
+// Nothing of it is checked but its batches' headers: who receives the bytes checks them.
+func (l *Log) Extent(ctx context.Context, off, end record.Offset, limit int64) (*Extent, error) {
+	if off >= end {
+		return nil, ErrEnd
+	}
+	s, err := l.segmentFor(off)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	if off == s.next && s != l.activeLocked() { // between two segments
+		defer l.mu.Unlock()
+		return nil, fmt.Errorf("read %s@%d: %w", l.part, off, ErrMoved)
+	}
+	size := s.size
+	l.mu.Unlock()
+	file, at, err := l.open(ctx, s, off)
+	if err != nil {
+		return nil, err
+	}
+	e := &Extent{log: l, segment: s, file: file}
+	if err := e.measure(at, size, bounds{off: off, end: end, limit: limit}); err != nil {
+		e.Release()
+		return nil, err
+	}
+	return e, nil
+}
+
+// bounds are what an extent may hold.
+type bounds struct {
+	off, end record.Offset
+	limit    int64
+}
+
+// measure walks batch headers from a known place: to the batch that holds off, and then as far as the bounds allow.
+// Where the core knows a later place it jumps there.
+func (e *Extent) measure(at place, size int64, b bounds) error {
+	e.position, e.Base = -1, at.offset
+	for pos := at.position; pos < size; {
+		h, err := e.header(pos)
+		if err != nil {
+			return err
+		}
+		next := h.NextOffset()
+		switch after := pos + int64(h.Size()); {
+		case next <= b.off:
+		case h.BaseOffset() >= b.end, e.position >= 0 && after-e.position > b.limit:
+			return e.found(b.off)
+		default:
+			if e.position < 0 {
+				e.position, e.Base = pos, h.BaseOffset()
+			}
+			e.Size, e.Next = after-e.position, next
+		}
+		pos += int64(h.Size())
+		if e.position >= 0 {
+			if jump, ok := e.log.placeBetween(e.segment, pos, e.position+b.limit); ok && jump.offset < b.end {
+				e.Size, e.Next = jump.position-e.position, jump.offset
+				pos = jump.position
+			}
+		}
+	}
+	return e.found(b.off)
+}
+
+func (e *Extent) found(off record.Offset) error {
+	if e.position < 0 {
+		return fmt.Errorf("read %s@%d: %w", e.log.part, off, ErrEnd)
+	}
+	return nil
+}
+
+// header reads and checks the header of the batch at pos.
+func (e *Extent) header(pos int64) (record.Batch, error) {
+	var h [record.HeaderBytes]byte
+	_, err := e.file.ReadAt(h[:], pos)
+	if err == nil {
+		_, err = record.SizeOf(h[:])
+	}
+	if err != nil {
+		return nil, &CorruptError{Partition: e.log.part, Segment: e.segment.base, Position: pos, Offset: e.Next, Err: err}
+	}
+	return record.Batch(h[:]), nil
+}
+
+// placeBetween is the last known place in (after, upTo], and false where none is known.
+func (l *Log) placeBetween(s *segment, after, upTo int64) (place, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for lo, hi := 0, len(s.index); ; {
+		if lo == hi {
+			if lo == 0 || s.index[lo-1].position <= after {
+				return place{}, false
+			}
+			return s.index[lo-1], true
+		}
+		if mid := (lo + hi) / 2; s.index[mid].position <= upTo {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+}
+
+// Release lets the segment's descriptor go.
+func (e *Extent) Release() {
+	if e.file != nil {
+		e.log.dir.files.release(e.segment)
+		e.file = nil
+	}
+}
+
+// sendPiece bounds one sendfile, so that a slow peer shows progress between two.
+const sendPiece = 1 << 20
+
+// SendTo sends the extent to a TCP connection by sendfile, at explicit offsets: the descriptor is shared by many
+// readers. progress is called before each piece; it sets the write deadline. A file that is shorter than promised is
+// io.ErrUnexpectedEOF: the peer has a part by then, and the connection must be closed.
+func (e *Extent) SendTo(nc syscall.Conn, progress func() error) error {
+	raw, err := nc.SyscallConn()
+	if err != nil {
+		return err
+	}
+	pos, left := e.position, e.Size
+	for left > 0 {
+		if err := progress(); err != nil {
+			return err
+		}
+		n, err := sendfile(raw, e.file.Fd(), pos, min(left, sendPiece))
+		pos, left = pos+n, left-n
+		if err != nil {
+			var timeout net.Error
+			if errors.As(err, &timeout) && timeout.Timeout() && n > 0 {
+				continue
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// sendfile sends up to n bytes at pos and waits for the socket where it must.
+func sendfile(raw syscall.RawConn, fd int, pos, n int64) (sent int64, err error) {
+	waitErr := raw.Write(func(sock uintptr) bool {
+		for sent < n {
+			off := pos + sent
+			k, e := unix.Sendfile(int(sock), fd, &off, int(n-sent))
+			switch {
+			case k > 0:
+				sent += int64(k)
+			case errors.Is(e, unix.EAGAIN):
+				return false
+			case errors.Is(e, unix.EINTR):
+			case e != nil:
+				err = e
+				return true
+			default:
+				err = io.ErrUnexpectedEOF
+				return true
+			}
+		}
+		return true
+	})
+	if err == nil {
+		err = waitErr
+	}
+	return sent, err
+}

@@ -1,0 +1,310 @@
+package conn
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
+	"github.com/trunkline-mq/trunkline/protocol/address"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/line"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+	"github.com/trunkline-mq/trunkline/server/internal/broker"
+	part "github.com/trunkline-mq/trunkline/server/internal/partition"
+)
+
+const (
+	fetchBytesDefault = 1 << 20
+	fetchBytesMax     = 64 << 20
+	fetchWaitMax      = 5 * time.Minute
+	fetchItemsMax     = 1 << 14
+)
+
+// fetch is one FETCH: what is asked for, and what it waits for.
+type fetch struct {
+	conn  *conn
+	place *answer
+	max   int64
+	min   int64
+	wait  time.Duration
+	items []fetchItem
+	end   chan struct{} // closed by a later verb: the poll ends at once with what it has
+	wake  chan struct{}
+}
+
+// fetchItem is one partition of a FETCH.
+type fetchItem struct {
+	name  string // as asked: topic/partition
+	topic *broker.Topic
+	part  *part.Partition
+	off   record.Offset
+	fault errcode.Code // empty: none
+}
+
+// handleFetch starts a FETCH. It is answered in a goroutine of its own, so that the reader hears the verb that ends a
+// long poll.
+func (c *conn) handleFetch(cmd *line.Command) {
+	f, err := c.newFetch(cmd)
+	if err != nil {
+		c.fail(cmd, err)
+		return
+	}
+	f.place = c.box.push()
+	c.poll = f.end
+	c.tasks.Go(f.run)
+}
+
+// endPoll ends a long poll that is under way: another verb has come.
+func (c *conn) endPoll() {
+	if c.poll != nil {
+		close(c.poll)
+		c.poll = nil
+	}
+}
+
+func (c *conn) newFetch(cmd *line.Command) (*fetch, *errcode.Error) {
+	f := &fetch{
+		conn: c, max: fetchBytesDefault, min: 1, end: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
+	var err *errcode.Error
+	if cmd.Payload != nil {
+		err = f.readJSON(cmd.Payload)
+	} else {
+		err = f.readArgs(cmd.Args)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case len(f.items) == 0:
+		err = errcode.New(errcode.BadArgs, "FETCH names no partition", "use "+line.Fetch.Usage())
+	case len(f.items) > fetchItemsMax:
+		err = errcode.New(errcode.LimitExceeded, fmt.Sprintf("FETCH names %d partitions", len(f.items)), fmt.Sprintf("name at most %d", fetchItemsMax))
+	case f.max < 1 || f.max > fetchBytesMax || f.min < 0 || f.min > f.max || f.wait < 0 || f.wait > fetchWaitMax:
+		err = errcode.New(errcode.BadArgs, "max, min or wait of FETCH is out of range", "max goes to 64MiB, min to max, wait to 5m")
+	}
+	return f, err
+}
+
+func (f *fetch) readArgs(args [][]byte) *errcode.Error {
+	for _, arg := range args {
+		text := string(arg)
+		key, value, isOption := strings.Cut(text, "=")
+		if isOption {
+			if err := f.option(key, value); err != nil {
+				return err
+			}
+			continue
+		}
+		addr, err := address.Parse([]byte(text))
+		if err == nil {
+			err = addr.ForRead()
+		}
+		if err == nil && (addr.Partition == partition.None || addr.Position.Kind == address.None) {
+			err = errcode.New(errcode.BadAddress, fmt.Sprintf("%q names no partition or no offset", clip(arg)), "use "+line.Fetch.Usage())
+		}
+		if err != nil {
+			return errcode.From(err, errcode.BadAddress)
+		}
+		f.add(string(addr.Topic), addr.Partition, addr.Position)
+	}
+	return nil
+}
+
+func (f *fetch) option(key, value string) *errcode.Error {
+	var err error
+	switch key {
+	case "max":
+		f.max, err = sizeOption(value)
+	case "min":
+		f.min, err = sizeOption(value)
+	case "wait":
+		f.wait, err = address.ParseDuration(value)
+	default:
+		err = errors.New("unknown")
+	}
+	if err != nil {
+		return errcode.New(errcode.BadArgs, fmt.Sprintf("%q is no option of FETCH", clip([]byte(key+"="+value))), "use "+line.Fetch.Usage())
+	}
+	return nil
+}
+
+// sizeOption reads a size with a unit, or a number of bytes.
+func sizeOption(value string) (int64, error) {
+	if n, err := strconv.ParseInt(value, 10, 64); err == nil {
+		return n, nil
+	}
+	return address.ParseBytes(value)
+}
+
+// fetchAsk is FETCH's JSON (PROTOCOL §6). A partition's epoch is the replicas' business and not looked at.
+type fetchAsk struct {
+	Max        *int64          `json:"max"`
+	Min        *int64          `json:"min"`
+	Wait       json.RawMessage `json:"wait"` // "500ms", or a number of milliseconds
+	Partitions []struct {
+		Topic     string       `json:"topic"`
+		Partition partition.ID `json:"partition"`
+		Offset    int64        `json:"offset"`
+	} `json:"partitions"`
+}
+
+func (f *fetch) readJSON(text []byte) *errcode.Error {
+	var ask fetchAsk
+	if err := json.Unmarshal(text, &ask); err != nil {
+		return errcode.New(errcode.BadJSON, "FETCH's JSON cannot be read: "+err.Error(),
+			`send {"partitions":[{"topic":"orders","partition":0,"offset":0}]}`)
+	}
+	if ask.Max != nil {
+		f.max = *ask.Max
+	}
+	if ask.Min != nil {
+		f.min = *ask.Min
+	}
+	if len(ask.Wait) > 0 {
+		var ms int64
+		var span string
+		var err error
+		if json.Unmarshal(ask.Wait, &ms) == nil {
+			f.wait = time.Duration(min(ms, int64(2*fetchWaitMax/time.Millisecond))) * time.Millisecond
+		} else if err = json.Unmarshal(ask.Wait, &span); err == nil {
+			f.wait, err = address.ParseDuration(span)
+		}
+		if err != nil {
+			return errcode.New(errcode.BadJSON, "wait of FETCH is no time", `send "500ms", or a number of milliseconds`)
+		}
+	}
+	for _, p := range ask.Partitions {
+		f.add(p.Topic, p.Partition, address.Position{Kind: address.Offset, N: p.Offset})
+	}
+	return nil
+}
+
+// add resolves one partition. Trouble with it is the partition's, not the request's.
+func (f *fetch) add(topic string, id partition.ID, pos address.Position) {
+	item := fetchItem{name: topic + "/" + strconv.Itoa(int(id))}
+	if !address.ValidSubject(topic) { // it is sent back
+		item.name = "-"
+	}
+	defer func() { f.items = append(f.items, item) }()
+	item.topic = f.conn.broker().Lookup([]byte(topic))
+	if item.topic == nil {
+		item.fault = errcode.UnknownTopic
+		return
+	}
+	p, err := item.topic.Partition(id)
+	if err == nil {
+		item.part = p
+		item.off, err = seek(f.conn.ctx, p, pos, address.Earliest, f.conn.pub.now)
+	}
+	if err != nil {
+		item.fault = err.Code
+	}
+}
+
+// run waits for its turn and for data, and answers.
+func (f *fetch) run() {
+	c := f.conn
+	if !c.box.waitOldest(f.place, c.stop) {
+		f.place.settlePieces(nil, nil)
+		return
+	}
+	for i := range f.items {
+		if p := f.items[i].part; p != nil {
+			p.Watch(f.wake)
+			defer p.Unwatch(f.wake)
+		}
+	}
+	timer := time.NewTimer(f.wait)
+	defer timer.Stop()
+	over := f.wait == 0
+	for {
+		pieces, size, trouble := f.gather()
+		if over || trouble || size >= f.min {
+			f.place.settlePieces(pieces, []byte("+OK\r\n"))
+			return
+		}
+		release(pieces)
+		select {
+		case <-f.wake: // new records, or a partition that closed
+		case <-timer.C:
+			over = true
+		case <-f.end:
+			over = true
+		case <-c.stop:
+			over = true
+		}
+	}
+}
+
+// gather takes what is there now: at least one batch, and no more than max bytes beyond that.
+func (f *fetch) gather() (pieces []piece, size int64, trouble bool) {
+	for i := range f.items {
+		item := &f.items[i]
+		if item.fault == "" && isGone(item.topic) {
+			item.fault = errcode.TopicDeleted
+		}
+		if item.fault == "" {
+			if size > 0 && size >= f.max {
+				continue
+			}
+			p, n, err := item.read(f.conn.ctx, f.max-size, size == 0)
+			if err == nil {
+				if n > 0 {
+					pieces, size = append(pieces, p), size+n
+				}
+				continue
+			}
+			item.fault = errcode.From(err, errcode.StorageUnavailable).Code
+		}
+		pieces, trouble = append(pieces, piece{head: item.appendFault(nil)}), true
+	}
+	return pieces, size, trouble
+}
+
+func isGone(t *broker.Topic) bool {
+	select {
+	case <-t.Gone():
+		return true
+	default:
+		return false
+	}
+}
+
+// read makes the piece of one partition; size 0 where there is nothing new, or nothing that fits.
+func (it *fetchItem) read(ctx context.Context, limit int64, first bool) (piece, int64, error) {
+	end := it.part.HighWatermark()
+	e, err := it.part.Log().Extent(ctx, it.off, end, limit)
+	var damage *lend.CorruptError
+	switch {
+	case errors.Is(err, lend.ErrEnd):
+		return piece{}, 0, nil
+	case errors.As(err, &damage):
+		return piece{}, 0, errcode.Wrap(errcode.Corrupt, err, "", "")
+	case errors.Is(err, storage.ErrOffsetOutOfRange):
+		return piece{}, 0, errcode.Wrap(errcode.OffsetOutOfRange, err, "", "")
+	case err != nil:
+		return piece{}, 0, err
+	case e.Size > limit && !first:
+		e.Release()
+		return piece{}, 0, nil
+	}
+	stats := it.part.Log().Stats()
+	head := append([]byte("BATCH "), address.AppendAddress(nil, it.part.Name.Topic, it.part.Name.ID, e.Base)...)
+	head = fmt.Appendf(head, " %d %d %d\r\n", end, stats.LogStart, e.Size)
+	return piece{head: head, extent: e}, e.Size, nil
+}
+
+func (it *fetchItem) appendFault(dst []byte) []byte {
+	end, start := record.Offset(-1), record.Offset(-1)
+	if it.part != nil {
+		end, start = it.part.HighWatermark(), it.part.Log().Stats().LogStart
+	}
+	return fmt.Appendf(dst, "PART %s %d %d %s\r\n", it.name, end, start, it.fault)
+}
