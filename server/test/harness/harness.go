@@ -37,7 +37,11 @@ func Main(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	build := exec.Command("go", "build", "-o", dir+"/", "github.com/trunkline-mq/trunkline/server", "github.com/trunkline-mq/trunkline/clients/cli")
+	args := []string{"build", "-o", dir + "/"}
+	if raceDetector {
+		args = append(args, "-race")
+	}
+	build := exec.Command("go", append(args, "github.com/trunkline-mq/trunkline/server", "github.com/trunkline-mq/trunkline/clients/cli")...)
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build the binaries: %v\n%s", err, out)
 		return 1
@@ -148,6 +152,11 @@ func (s *Server) Kill() {
 	plugins := s.Plugins()
 	_ = s.cmd.Process.Kill()
 	s.reader.Wait()
+	for _, bad := range []string{"DATA RACE", "\npanic: ", "fatal error: ", "msg=\"connection failed\""} {
+		if said := s.Stderr(); strings.Contains(said, bad) {
+			s.t.Errorf("server said %q:\n%s", bad, said[strings.Index(said, bad):min(len(said), strings.Index(said, bad)+4000)])
+		}
+	}
 	for _, pid := range plugins {
 		Eventually(s.t, fmt.Sprintf("plugin %d is gone", pid), func() bool { return !Alive(pid) })
 	}
