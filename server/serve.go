@@ -176,7 +176,7 @@ func connOptions(cfg config.Config, data *datadir.Dir, b *broker.Broker, log *sl
 	return conn.Options{
 		Broker: b, Connections: cfg.Limits.Connections,
 		Limits:  line.Limits{ControlLine: cfg.Limits.ControlLine, Payload: cfg.Limits.Payload},
-		Pending: cfg.Limits.Pending, WriteDeadline: cfg.Limits.WriteDeadline,
+		Pending: cfg.Limits.Pending, WriteDeadline: cfg.Limits.WriteDeadline, Publish: cfg.Limits.PublishTimeout,
 		Live: cfg.LiveSubjects,
 		Identity: conn.Identity{
 			ServerID: datadir.RandomID(), Name: fmt.Sprintf("trunkline-%d", data.BrokerID), Version: version,

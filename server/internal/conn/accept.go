@@ -29,6 +29,7 @@ type Options struct {
 	Limits        line.Limits
 	Pending       int           // bytes waiting for a peer
 	WriteDeadline time.Duration // how long a peer may accept nothing
+	Publish       time.Duration // how long a publish may wait for its outcome
 	Live          []string      // patterns of subjects that are never topics
 	Identity      Identity
 	Logger        *slog.Logger
@@ -65,6 +66,14 @@ const acceptRetry = 50 * time.Millisecond
 
 // Serve accepts connections from l until l is closed; then it returns nil.
 func (s *Server) Serve(l net.Listener) error {
+	ctx, stop := context.WithCancel(context.Background())
+	var expiry sync.WaitGroup
+	expiry.Go(func() { s.expireAll(ctx) })
+	defer func() {
+		s.serving.Wait() // connections may outlive the listener, and their publishes still expire
+		stop()
+		expiry.Wait()
+	}()
 	for {
 		nc, err := l.Accept()
 		switch {

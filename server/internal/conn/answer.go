@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/protocol/address"
@@ -44,7 +45,11 @@ type answer struct {
 	pieces  []piece // of a FETCH: what goes out before literal
 	outcome partition.Outcome
 
+	// records counts the records of a run, for the case that they get no outcome in time; then it is closed.
+	records atomic.Int64
+
 	// Immutable while queued: of a publish.
+	due  int64 // milliseconds since the epoch at which waiting for the outcome ends; 0: never
 	part *partition.Partition
 	tell tell
 	verb line.Verb
@@ -106,6 +111,9 @@ func (a *answer) Settled(o partition.Outcome) {
 	b := a.box
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if a.records.Load() >= recordsClosed {
+		return // it was answered as timed out
+	}
 	a.outcome, a.settled = o, true
 	if b.head == a {
 		b.ready.Signal()
@@ -203,7 +211,9 @@ func (b *outbox) collectLocked() {
 		if cap(a.literal) > bufferKeep {
 			a.literal = nil
 		}
-		a.next, b.spare = b.spare, a
+		if a.records.Load() < recordsClosed { // else its outcome may still come, and must not meet another request
+			a.next, b.spare = b.spare, a
+		}
 		moved = true
 	}
 	if moved {

@@ -20,6 +20,7 @@ import (
 type produceOptions struct {
 	unacked bool  // acks=0
 	plan    int64 // -1: not named
+	timeout time.Duration
 }
 
 // handleProduce takes whole record batches to a partition.
@@ -54,7 +55,8 @@ func (c *conn) produce(cmd *line.Command) *errcode.Error {
 		return nil
 	}
 	a := c.box.push()
-	a.part, a.once, a.verb = to, true, line.Produce
+	a.part, a.once, a.verb, a.due = to, true, line.Produce, c.pub.now+opt.timeout.Milliseconds()
+	a.records.Store(1)
 	if err := to.Produce(c.stop, cmd.Payload, n, a); err != nil {
 		a.Settled(part.Outcome{N: 1, Err: err})
 	}
@@ -72,7 +74,7 @@ func (u unheard) Settled(o part.Outcome) {
 }
 
 func (c *conn) produceArgs(cmd *line.Command) (*broker.Topic, *part.Partition, produceOptions, *errcode.Error) {
-	opt := produceOptions{plan: -1}
+	opt := produceOptions{plan: -1, timeout: c.srv.opt.Publish}
 	addr, err := address.Parse(cmd.Args[0])
 	if err == nil {
 		err = addr.ForPublish()
@@ -105,7 +107,7 @@ func (o *produceOptions) take(arg string) *errcode.Error {
 		ok = value == "0" || value == "1" || value == "all"
 	case "timeout":
 		d, err := address.ParseDuration(value)
-		ok = err == nil && d >= time.Millisecond
+		o.timeout, ok = d, err == nil && d >= time.Millisecond
 	case "plan":
 		n, err := strconv.ParseInt(value, 10, 64)
 		o.plan, ok = n, err == nil && n >= 0

@@ -71,10 +71,22 @@ func (c *conn) publish(cmd *line.Command) *errcode.Error {
 	how := c.tells(cmd.Verb)
 	p := &c.pub
 	if p.run != nil && p.runPart == to && p.runTell == how && p.runVerb == cmd.Verb && to.Extend(rec, p.run) {
+		if p.run.count() {
+			return nil
+		}
+		// The run was answered while the record joined it: so is the record.
+		a := c.box.push()
+		a.part, a.tell, a.verb = to, how, cmd.Verb
+		a.records.Store(1)
+		c.box.mu.Lock()
+		a.timeOutLocked()
+		c.box.mu.Unlock()
+		p.run = nil
 		return nil
 	}
 	a := c.box.push()
-	a.part, a.tell, a.verb = to, how, cmd.Verb
+	a.part, a.tell, a.verb, a.due = to, how, cmd.Verb, p.now+c.srv.opt.Publish.Milliseconds()
+	a.records.Store(1)
 	p.run, p.runPart, p.runTell, p.runVerb = a, to, how, cmd.Verb
 	if err := to.Publish(c.stop, rec, a); err != nil {
 		a.Settled(part.Outcome{N: 1, Err: err})

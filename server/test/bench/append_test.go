@@ -1,0 +1,240 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/trunkline-mq/trunkline/plugins/host"
+	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/plugins/storage/filelog"
+	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
+	"github.com/trunkline-mq/trunkline/plugins/storage/storagerpc"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+	"github.com/trunkline-mq/trunkline/server/test/harness"
+)
+
+const (
+	batchBytes   = 64 << 10
+	segmentBytes = 16 << 20 // so that rolls count
+	runBytes     = 256 << 20
+	pairs        = 15
+)
+
+// core is the core's side of one log directory, and the store behind it.
+type core struct {
+	dir   *lend.Dir
+	store storage.Store
+	pids  []int // whose processor time counts
+	close func() error
+}
+
+// inProcess has the store in this process, called directly.
+func inProcess(data string) (*core, error) {
+	store, err := filelog.New(filelog.Options{Data: data})
+	if err != nil {
+		return nil, err
+	}
+	c := &core{dir: lend.NewDir(lend.Options{Instance: "in process"}), store: store, pids: []int{os.Getpid()}}
+	if err := c.dir.Adopt(context.Background(), &lend.Plugin{Store: store, Kill: func(error) {}}); err != nil {
+		return nil, errors.Join(err, store.Stop())
+	}
+	stop := c.lookAfter()
+	c.close = func() error { return errors.Join(stop(), c.dir.Close(), store.Stop()) }
+	return c, nil
+}
+
+// lookAfter sends the store its notes, as the broker does, until stop.
+func (c *core) lookAfter() (stop func() error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var tasks errgroup.Group
+	tasks.Go(func() error { return c.dir.Run(ctx) })
+	return func() error {
+		cancel()
+		return tasks.Wait()
+	}
+}
+
+// leased has the shipped store as a child process, as the server has it: go-plugin, gRPC, lent descriptors.
+func leased(data string) (*core, error) {
+	c := &core{dir: lend.NewDir(lend.Options{Instance: "leased"})}
+	run, err := os.MkdirTemp("", "tlbench") // a socket's path has to be short
+	if err != nil {
+		return nil, err
+	}
+	config, err := json.Marshal(map[string]string{"data": data})
+	if err != nil {
+		return nil, err
+	}
+	var sock *storagerpc.Socket
+	up := host.New(host.Spec{
+		Kind: "storage", Name: "filelog", Command: []string{harness.Binary("trunkline-server"), "plugin", "storage", "filelog"},
+		Config: config, RunDir: run,
+		Files: func() ([]*os.File, error) {
+			ours, child, err := storagerpc.SocketPair()
+			sock = ours
+			return []*os.File{child}, err
+		},
+		OnUp: func(ctx context.Context, inst *host.Instance) error {
+			c.pids = []int{os.Getpid(), inst.PID()}
+			c.store = storagerpc.NewClient(inst.Conn(), sock)
+			return c.dir.Adopt(ctx, &lend.Plugin{Store: c.store, Kill: inst.Kill})
+		},
+	}, host.Options{})
+	if err := up.Start(context.Background()); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(run))
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var tasks errgroup.Group
+	tasks.Go(func() error { return up.Run(ctx) })
+	stop := c.lookAfter()
+	c.close = func() error {
+		err := errors.Join(stop(), c.dir.Close())
+		cancel()
+		_ = tasks.Wait() // says that it was cancelled
+		return errors.Join(err, sock.Close(), os.RemoveAll(run))
+	}
+	return c, nil
+}
+
+// sample is one run's speed.
+type sample struct{ megabytes, cpuPerGB float64 }
+
+// append writes runBytes in batches of batchBytes to a fresh partition and deletes it, so that nothing of it has to be
+// written back later.
+func (c *core) append(round int, sync lend.SyncMode) (sample, error) {
+	ctx := context.Background()
+	part := storage.Partition{Topic: "bench", TopicID: fmt.Sprintf("%032x", round+1)}
+	l, _, err := c.dir.Open(ctx, part, lend.OpenOptions{
+		Create: true, Settings: lend.Settings{SegmentBytes: segmentBytes, Sync: lend.Sync{Mode: sync}},
+	})
+	if err != nil {
+		return sample{}, err
+	}
+	batch := filledBatch()
+	cpu, err := c.cpu()
+	if err != nil {
+		return sample{}, err
+	}
+	start, next, written := time.Now(), record.Offset(0), 0
+	for written < runBytes {
+		batch.SetBase(next)
+		g := lend.Group{Bytes: batch, Base: next, Next: batch.NextOffset(), MaxTimestamp: batch.MaxTimestamp()}
+		if err := l.Append(ctx, g); err != nil {
+			return sample{}, err
+		}
+		next = g.Next
+		written += len(batch)
+	}
+	took := time.Since(start)
+	after, err := c.cpu()
+	if err != nil {
+		return sample{}, err
+	}
+	if s := l.Stats(); s.Confirmed != next {
+		return sample{}, fmt.Errorf("%d records written, the log ends at %d", next, s.Confirmed)
+	}
+	return sample{float64(written) / 1e6 / took.Seconds(), (after - cpu) / (float64(written) / 1e9)}, c.dir.Delete(ctx, part)
+}
+
+func (c *core) cpu() (sum float64, err error) {
+	for _, pid := range c.pids {
+		one, err := cpuSeconds(pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += one
+	}
+	return sum, nil
+}
+
+// filledBatch is a batch of batchBytes with records of 1000 bytes.
+func filledBatch() record.Batch {
+	var b record.Builder
+	b.Reset(make([]byte, 0, batchBytes))
+	r := record.Record{Timestamp: 1, Value: []byte(strings.Repeat("v", 1000))}
+	for b.Size()+record.EncodedBound(&r) <= batchBytes {
+		b.Append(&r)
+	}
+	return b.Finish(0, 0)
+}
+
+// BenchmarkAppend compares appends through the lease with the same code in one process. "cache" acknowledges what is in
+// the page cache: a segment is synced once, when it is sealed, which both sides do; on /dev/shm even that is free, and
+// what is left is the code. "disk" syncs each batch.
+func BenchmarkAppend(b *testing.B) {
+	describe()
+	for _, c := range []struct {
+		name, dir string
+		sync      lend.SyncMode
+	}{{"cache/shm", "/dev/shm", lend.SyncNever}, {"cache/disk", "", lend.SyncNever}, {"synced/disk", "", lend.SyncBatch}} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				compareAppends(b, c.dir, c.sync)
+			}
+		})
+	}
+}
+
+func compareAppends(b *testing.B, under string, sync lend.SyncMode) {
+	root, err := os.MkdirTemp(under, "tlbench")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(root) }()
+	sides := map[string]*core{}
+	for name, open := range map[string]func(string) (*core, error){"in-process": inProcess, "leased": leased} {
+		data := filepath.Join(root, name)
+		if err := os.Mkdir(data, 0o700); err != nil {
+			b.Fatal(err)
+		}
+		c, err := open(data)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer func() {
+			if err := c.close(); err != nil {
+				b.Error(err)
+			}
+		}()
+		sides[name] = c
+	}
+	speed, cpu := map[string][]float64{}, map[string][]float64{}
+	var speedRatio, cpuRatio []float64
+	for round := range pairs + 1 {
+		order := []string{"in-process", "leased"}
+		if round%2 == 1 { // who comes first finds the cache in another state
+			order[0], order[1] = order[1], order[0]
+		}
+		got := map[string]sample{}
+		for _, name := range order {
+			if got[name], err = sides[name].append(round, sync); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if round == 0 { // warm-up
+			continue
+		}
+		for name, s := range got {
+			speed[name] = append(speed[name], s.megabytes)
+			cpu[name] = append(cpu[name], s.cpuPerGB)
+		}
+		speedRatio = append(speedRatio, got["leased"].megabytes/got["in-process"].megabytes)
+		cpuRatio = append(cpuRatio, got["leased"].cpuPerGB/got["in-process"].cpuPerGB)
+	}
+	for _, name := range []string{"in-process", "leased"} {
+		b.Logf("%-10s %s MB/s, %s CPU s/GB", name, spread(speed[name]), spread(cpu[name]))
+	}
+	b.Logf("leased / in-process, by pair: MB/s %s, CPU %s", spread(speedRatio), spread(cpuRatio))
+	b.ReportMetric(median(speed["leased"]), "leased-MB/s")
+	b.ReportMetric(median(speed["leased"])/median(speed["in-process"]), "MB/s-ratio")
+	b.ReportMetric(median(cpu["leased"])/median(cpu["in-process"]), "CPU-ratio")
+}
