@@ -12,7 +12,9 @@ PROTOC_GEN_GO_GRPC     := v1.6.2
 # Programs that tests run, and the Debian packages that have them.
 TEST_PACKAGES = $(strip \
 	$(if $(shell nc -h 2>&1 | grep OpenBSD),,netcat-openbsd) \
-	$(if $(shell command -v protoc 2>/dev/null),,protobuf-compiler))
+	$(if $(shell command -v protoc 2>/dev/null),,protobuf-compiler) \
+	$(if $(shell command -v java 2>/dev/null),,openjdk-17-jre-headless) \
+	$(if $(shell command -v mvn 2>/dev/null),,maven))
 
 FUZZTIME  ?= 10s
 BENCH     ?= .

@@ -214,15 +214,18 @@ func (a *app) publishLines(ctx context.Context, c *trunkline.Client, to string, 
 var errStopped = errors.New("stopped")
 
 func (t *tally) summary(sent int, size uint64, took time.Duration) string {
-	acknowledged, reached := 0, []string{}
-	for _, d := range slices.Sorted(maps.Keys(t.durability)) {
-		acknowledged += t.durability[d]
-		reached = append(reached, d)
-	}
-	how := ""
-	if len(reached) > 0 {
-		how = " (" + strings.Join(reached, ", ") + ")"
+	acknowledged := 0
+	for _, n := range t.durability {
+		acknowledged += n
 	}
 	return fmt.Sprintf("%d of %d records acknowledged%s, %s in %v",
-		acknowledged, sent, how, humanize.IBytes(size), took.Round(time.Millisecond))
+		acknowledged, sent, reached(t.durability), humanize.IBytes(size), took.Round(time.Millisecond))
+}
+
+// reached lists the durabilities of acknowledged records in parentheses, behind a blank; empty when there are none.
+func reached(durability map[string]int) string {
+	if len(durability) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(slices.Sorted(maps.Keys(durability)), ", ") + ")"
 }

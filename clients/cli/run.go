@@ -127,7 +127,8 @@ func (a *app) command() *cobra.Command {
 		"server's `URL`, HOST[:PORT]; default $TRUNKLINE_URL or 127.0.0.1:8765")
 	root.PersistentFlags().Lookup("server").DefValue = ""
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, one object a line for streams")
-	root.AddCommand(a.topicCommand(), a.pubCommand(), a.subCommand(), a.getCommand(), a.versionCommand())
+	root.AddCommand(a.topicCommand(), a.pubCommand(), a.subCommand(), a.getCommand(), a.versionCommand(), a.benchCommand())
+	root.AddCommand(a.logCommand())
 	return root
 }
 

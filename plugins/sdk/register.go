@@ -47,7 +47,7 @@ func (p Plugin) prepare() (served, error) {
 	return served{}, fmt.Errorf("plugin %s has no implementation of its kind %q", p.Name, p.Kind)
 }
 
-// finish lets the implementation end in order. A storage.Store has a Close of another meaning, hence Stop.
+// finish lets the implementation end in order. A storage.Plugin has a Close of another meaning, hence Stop.
 func (s served) finish() error {
 	switch impl := s.impl.(type) {
 	case interface{ Close() error }:

@@ -47,7 +47,7 @@ type Plugin struct {
 	Name    string // as in the configuration
 	Version string
 
-	Storage     storage.Store
+	Storage     storage.Plugin
 	Metadata    metadata.Store
 	Partitioner partitioner.Partitioner
 }

@@ -63,3 +63,17 @@ type FS interface {
 	// Probe fails where the file system no longer takes writes: fallocate(KEEP_SIZE) on an allocated block of f.
 	Probe(f File) error
 }
+
+// Volume is what holds a path.
+type Volume struct {
+	Size, Free int64 // bytes; Free is what an ordinary user may still take
+	Volatile   bool  // it lives in memory: nothing on it outlasts the machine's power
+}
+
+// Room is what an FS may tell of the disk below it, and OS does. One that does not counts as a disk of unknown size.
+type Room interface {
+	// Volume tells about the file system that holds path.
+	Volume(path string) (Volume, error)
+	// Allocate gives f real blocks for [0, size), and that length.
+	Allocate(f File, size int64) error
+}

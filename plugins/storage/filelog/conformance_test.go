@@ -15,7 +15,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestConformance(t *testing.T) {
 	for _, c := range storagetest.Cases() {
 		t.Run(c.Name, func(t *testing.T) {
-			c.Run(t, func(dir string) (storage.Store, func()) {
+			c.Run(t, func(dir string) (storage.Plugin, func()) {
 				s, err := filelog.New(filelog.Options{Data: dir})
 				if err != nil {
 					t.Fatal(err)

@@ -21,6 +21,8 @@ import (
 //	<data>/logs/<topic>-<p>/   partitions         <data>/tmp/         partitions being built
 //	<data>/logs/.canary        one written block  <data>/trash/       partitions being unlinked
 //	<data>/logs/.generation    starts so far      <data>/quarantine/  what must not be served
+//	<data>/logs/.reserve       space to give up   <data>/adopt/       partitions from elsewhere
+//	<data>/logs/retention-clock, *-checkpoint     what outlasts the process
 type disk struct {
 	fs   vfs.FS
 	data string
@@ -32,6 +34,10 @@ func (d disk) trash() string      { return filepath.Join(d.data, "trash") }
 func (d disk) quarantine() string { return filepath.Join(d.data, "quarantine") }
 func (d disk) canary() string     { return filepath.Join(d.logs(), ".canary") }
 func (d disk) generation() string { return filepath.Join(d.logs(), ".generation") }
+func (d disk) adoptable() string  { return filepath.Join(d.data, "adopt") }
+func (d disk) reserve() string    { return filepath.Join(d.logs(), ".reserve") }
+
+func (d disk) retentionClock() string { return filepath.Join(d.logs(), "retention-clock") }
 
 // partition is the directory of the partition named name.
 func (d disk) partition(name string) string { return filepath.Join(d.logs(), name) }
@@ -42,9 +48,12 @@ const canaryBytes = 4096
 // smallFileMax bounds what is read whole: checkpoints and the like. An epoch checkpoint of 30,000 epochs fits.
 const smallFileMax = 1 << 20
 
+// checkpointBytesMax bounds a checkpoint of the directory: a line is below 400 bytes, and 100,000 partitions fit.
+const checkpointBytesMax = 64 << 20
+
 // prepare makes the directories, durably, clears tmp/, and returns what trash/ still holds.
 func (d disk) prepare() (trash []string, err error) {
-	for _, dir := range []string{d.logs(), d.tmp(), d.trash(), d.quarantine()} {
+	for _, dir := range []string{d.logs(), d.tmp(), d.trash(), d.quarantine(), d.adoptable()} {
 		if err := d.mkdirAll(dir); err != nil {
 			return nil, err
 		}
@@ -114,7 +123,10 @@ func (d disk) nextGeneration() (uint32, error) {
 }
 
 // readSmall reads a whole small file.
-func (d disk) readSmall(path string) ([]byte, error) {
+func (d disk) readSmall(path string) ([]byte, error) { return d.readAtMost(path, smallFileMax) }
+
+// readAtMost reads a whole file of at most that many bytes.
+func (d disk) readAtMost(path string, most int64) ([]byte, error) {
 	f, err := d.fs.Open(path, vfs.Read)
 	if err != nil {
 		return nil, err
@@ -124,7 +136,7 @@ func (d disk) readSmall(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Size > smallFileMax {
+	if info.Size > most {
 		return nil, fmt.Errorf("%s: %d bytes, more than it can have", path, info.Size)
 	}
 	text := make([]byte, info.Size)
@@ -193,6 +205,8 @@ const (
 	cutInfix    = ".cut-"                       // what recovery took off a segment
 	pendingName = "cut-pending"                 // a cut has begun that is known to lose acknowledged records
 	reasonName  = "quarantine-reason"           // in a quarantined directory
+	openingName = "opening"                     // how often the process ended while this was being opened
+	gapsName    = "adopted-below"               // below that offset, batches may be missing: it was compacted elsewhere
 )
 
 // content is what a partition's directory holds.
@@ -276,3 +290,11 @@ func isNameByte(c byte) bool {
 
 // errUnexpectedEnd is a file that became shorter while it was read.
 var errUnexpectedEnd = fmt.Errorf("file became shorter: %w", io.ErrUnexpectedEOF)
+
+// ignoreMissing is err, but for a file that is not there.
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

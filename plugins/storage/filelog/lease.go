@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"sync"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/record"
@@ -26,19 +27,20 @@ func (s *Store) Roll(ctx context.Context, r storage.RollRequest) (storage.Lease,
 		return storage.Lease{}, fmt.Errorf("roll %s: %w", p.name, withFull(err))
 	}
 	s.spares.push(p.name)
+	s.tidying.push(p.name)
 	return l, nil
 }
 
 func (s *Store) roll(p *part, r storage.RollRequest) (storage.Lease, error) {
 	p.mu.Lock()
 	st := &p.state
-	if st.last != nil && *st.last == r && st.held && st.topicID == r.Partition.TopicID {
+	if st.last != nil && *st.last == r && st.held && st.which.TopicID == r.Partition.TopicID {
 		lease, base := st.lease, st.active().Base
 		p.mu.Unlock()
 		return s.rolledAlready(p, lease, base)
 	}
 	err := st.mine(r.Instance, r.Lease)
-	if err == nil && st.topicID != r.Partition.TopicID {
+	if err == nil && st.which.TopicID != r.Partition.TopicID {
 		err = storage.ErrNotOpen
 	}
 	var active segment
@@ -84,7 +86,7 @@ func (s *Store) nextSegment(p *part, dir string, r storage.RollRequest, spare bo
 		err = s.disk.fs.Rename(filepath.Join(dir, spareName), path)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		err = s.disk.create(path, nil)
+		err = s.withReserve(func() error { return s.disk.create(path, nil) })
 	}
 	if errors.Is(err, fs.ErrExist) {
 		err = s.mustBeEmpty(path) // an earlier Roll got that far and failed after it
@@ -108,8 +110,11 @@ func (s *Store) nextSegment(p *part, dir string, r storage.RollRequest, spare bo
 	st := &p.state
 	sealed := st.active()
 	sealed.Next, sealed.Size, sealed.MaxTimestamp = r.Next, r.Position, max(sealed.MaxTimestamp, r.MaxTimestamp)
+	sealed.stamp, st.unstamped = s.clock.now(), true
+	st.sealing++
+	st.noted = max(st.noted, r.Next)
 	st.segments = append(st.segments, &segment{
-		Segment: storage.Segment{Base: r.Next, Next: r.Next, MaxTimestamp: -1}, dev: info.Dev, ino: info.Ino,
+		Segment: storage.Segment{Base: r.Next, Next: r.Next, MaxTimestamp: -1}, dev: info.Dev, ino: info.Ino, x: noIndexes(),
 	})
 	st.lease, st.last, st.spare = s.nextLease(r.Lease), &r, false
 	return storage.Lease{
@@ -169,6 +174,7 @@ func (s *Store) Note(_ context.Context, n storage.Note) error {
 	if wantsSpare {
 		s.spares.push(p.name)
 	}
+	s.tidying.push(p.name)
 	return nil
 }
 
@@ -189,13 +195,14 @@ func (p *part) note(n storage.Note) (wantsSpare bool, err error) {
 			return false, fmt.Errorf("%w: entry %d of offset %d at position %d", ErrInvalid, i, e.Last, e.Position)
 		}
 	}
-	g.addEntries(n.Entries)
+	g.x.note(n.Entries)
 	for _, e := range n.Entries {
 		g.MaxTimestamp = max(g.MaxTimestamp, e.MaxTimestamp)
 	}
 	if n.Position > g.Size { // else it repeats an older one
 		g.Size, g.Next = n.Position, n.Next
 	}
+	st.noted = max(st.noted, n.Next)
 	return !st.spare && g.Size > 0, nil
 }
 
@@ -212,7 +219,7 @@ func (s *Store) Close(ctx context.Context, r storage.CloseRequest) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := &p.state
-	if !st.held || st.topicID != r.Partition.TopicID {
+	if !st.held || st.which.TopicID != r.Partition.TopicID {
 		return nil
 	}
 	if st.instance != r.Instance || st.lease != r.Lease {
@@ -222,5 +229,127 @@ func (s *Store) Close(ctx context.Context, r storage.CloseRequest) error {
 	if g := st.active(); r.Position > g.Size && r.Next > g.Next {
 		g.Size, g.Next = r.Position, r.Next
 	}
+	// The core has synced what it says lies there: whoever comes next from that core finds the log parked.
+	st.parked = r.Position == st.active().Size && r.Next == st.active().Next
+	if st.parked {
+		st.noted = max(st.noted, r.Next)
+	}
+	s.tidying.push(p.name)
 	return nil
+}
+
+// part is one partition's directory: "orders-2". Calls that change files take turns by turn, which is held over I/O;
+// mu guards the state and never is.
+type part struct {
+	name  string
+	turn  chan struct{} // one slot, taken by the call that works on the files
+	users int           // guarded by Store.mu: calls that have or wait for the turn
+
+	mu    sync.Mutex
+	state state // guarded by mu
+}
+
+// state is what the store knows of an open partition. Its zero value is a partition that is not open.
+type state struct {
+	which    storage.Partition
+	instance string
+	lease    storage.LeaseEpoch // the newest
+	held     bool               // the core holds it
+	last     *storage.RollRequest
+	spare    bool // next.spare is ready
+	failed   error
+	parked   bool // not held, and the core said that all of it is synced
+
+	logStart record.Offset
+	// noted: by the core's word everything below is synced. point is the recovery point: it follows, but does not pass a
+	// segment whose indexes are not on disk. Invariant: point <= noted.
+	noted, point record.Offset
+	// segments ascend without gaps; the last one is the active one, as far as notes tell. Empty: not open.
+	segments []*segment
+	// sealing counts the segments right below the active one whose indexes are not complete yet.
+	sealing   int
+	unstamped bool // segment-times lacks a stamp that segments have
+}
+
+// segment is one file. The core may have written more to an active one than is noted here.
+type segment struct {
+	storage.Segment
+	dev, ino uint64 // of the active one
+	x        indexes
+	stamp    int64 // of a sealed one: when it was sealed, by the retention clock, in milliseconds
+}
+
+func (st *state) active() *segment { return st.segments[len(st.segments)-1] }
+
+// advance moves the recovery point as far as it may.
+func (st *state) advance() {
+	limit := st.noted
+	if st.sealing > 0 {
+		limit = min(limit, st.segments[len(st.segments)-1-st.sealing].Base)
+	}
+	st.point = max(st.point, limit)
+}
+
+// mine checks that a mutating call comes from the holder of the newest lease.
+func (st *state) mine(instance string, lease storage.LeaseEpoch) error {
+	switch {
+	case len(st.segments) == 0:
+		return storage.ErrNotOpen
+	case st.failed != nil:
+		return st.failed
+	case !st.held || st.instance != instance || st.lease != lease:
+		return fmt.Errorf("%w: %d, not %d of %q", storage.ErrLeaseStale, st.lease, lease, instance)
+	}
+	return nil
+}
+
+// enter waits for p's turn. leave must follow.
+func (s *Store) enter(ctx context.Context, name string) (*part, error) {
+	s.mu.Lock()
+	p := s.parts[name]
+	if p == nil {
+		p = &part{name: name, turn: make(chan struct{}, 1)}
+		s.parts[name] = p
+	}
+	p.users++
+	s.mu.Unlock()
+	select {
+	case p.turn <- struct{}{}:
+		return p, nil
+	case <-ctx.Done():
+		s.forget(p)
+		return nil, fmt.Errorf("%s is busy: %w", name, context.Cause(ctx))
+	}
+}
+
+func (s *Store) leave(p *part) {
+	<-p.turn
+	s.forget(p)
+}
+
+// forget drops a partition that is not open and that nobody works on.
+func (s *Store) forget(p *part) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.users--
+	if p.users == 0 && !p.isOpen() {
+		delete(s.parts, p.name)
+	}
+}
+
+func (p *part) isOpen() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.state.segments) > 0
+}
+
+// find returns the partition where it is open, without waiting for its turn.
+func (s *Store) find(which storage.Partition) (*part, error) {
+	s.mu.Lock()
+	p := s.parts[which.String()]
+	s.mu.Unlock()
+	if p == nil || !p.isOpen() {
+		return nil, fmt.Errorf("%s: %w", which, storage.ErrNotOpen)
+	}
+	return p, nil
 }

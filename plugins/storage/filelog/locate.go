@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/protocol/kafkalog"
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
 
@@ -17,7 +19,7 @@ func (s *Store) Locate(ctx context.Context, r storage.LocateRequest) (storage.Ex
 	if err != nil {
 		return storage.Extent{}, err
 	}
-	g, found, from, err := p.segmentOf(r)
+	g, found, err := p.segmentOf(r)
 	if err != nil {
 		return storage.Extent{}, fmt.Errorf("locate %s@%d: %w", p.name, r.Offset, err)
 	}
@@ -27,15 +29,7 @@ func (s *Store) Locate(ctx context.Context, r storage.LocateRequest) (storage.Ex
 	}
 	e := storage.Extent{Segment: found, Position: found.Size, Offset: found.Next}
 	if r.Offset < found.Next {
-		w := walk{file: f, segment: found}
-		e.Position, e.Offset, err = w.find(ctx, from, r.Offset)
-		if err != nil && from > 0 && ctx.Err() == nil {
-			// The index is a cache and may lie; the segment's start cannot.
-			s.log.Warn("index entry of no use", "partition", p.name, "segment", found.Base, "position", from, "err", err)
-			w.passed = nil
-			e.Position, e.Offset, err = w.find(ctx, 0, r.Offset)
-		}
-		p.learn(g, w.passed)
+		e.Position, e.Offset, err = s.search(ctx, p, g, f, found, r.Offset)
 	}
 	if err != nil {
 		return storage.Extent{}, fmt.Errorf("locate %s@%d: %w", p.name, r.Offset, errors.Join(err, f.Close()))
@@ -44,47 +38,83 @@ func (s *Store) Locate(ctx context.Context, r storage.LocateRequest) (storage.Ex
 	return e, nil
 }
 
-// segmentOf finds the segment that holds an offset, as it is now, and where in it to begin to look.
-func (p *part) segmentOf(r storage.LocateRequest) (*segment, storage.Segment, int64, error) {
+// search looks for the batch that holds off, from the nearest index entry on.
+func (s *Store) search(ctx context.Context, p *part, g *segment, f vfs.File, found storage.Segment, off record.Offset) (int64, record.Offset, error) {
+	from := s.nearest(p, g, found, off)
+	w := walk{file: f, segment: found}
+	position, base, err := w.find(ctx, from, off)
+	if err == nil || from.Position == 0 || ctx.Err() != nil {
+		return position, base, err
+	}
+	// The index is a cache and may lie; the segment's start cannot.
+	s.log.Warn("index entry of no use", "partition", p.name, "segment", found.Base, "position", from.Position, "err", err)
+	p.breakIndex(g)
+	s.tidying.push(p.name)
+	return w.find(ctx, kafkalog.IndexEntry{}, off)
+}
+
+// nearest is the newest index entry below off; the zero entry where there is none.
+func (s *Store) nearest(p *part, g *segment, found storage.Segment, off record.Offset) kafkalog.IndexEntry {
+	p.mu.Lock()
+	e, ok := g.x.pendingFloor(off)
+	n := g.x.offsets
+	if g.x.broken {
+		n = 0
+	}
+	p.mu.Unlock()
+	if ok {
+		return e
+	}
+	e, _ = s.disk.floor(s.disk.partition(p.name), found.Base, off, n)
+	return e
+}
+
+// breakIndex says that g's indexes lie and have to be made again.
+func (p *part) breakIndex(g *segment) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	g.x.broken, g.x.pending = true, nil
+}
+
+// segmentOf finds the segment that holds an offset, as it is now.
+func (p *part) segmentOf(r storage.LocateRequest) (*segment, storage.Segment, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := &p.state
-	if len(st.segments) == 0 || st.topicID != r.Partition.TopicID {
-		return nil, storage.Segment{}, 0, storage.ErrNotOpen
+	if len(st.segments) == 0 || st.which.TopicID != r.Partition.TopicID {
+		return nil, storage.Segment{}, storage.ErrNotOpen
 	}
 	after := sort.Search(len(st.segments), func(i int) bool { return st.segments[i].Base > r.Offset })
-	if after == 0 || after == len(st.segments) && !st.held {
-		return nil, storage.Segment{}, 0, storage.ErrOffsetOutOfRange
+	if after == 0 || r.Offset < st.logStart || after == len(st.segments) && !st.held {
+		return nil, storage.Segment{}, storage.ErrOffsetOutOfRange
 	}
 	g := st.segments[after-1]
-	return g, g.Segment, g.floor(r.Offset), nil
+	return g, g.Segment, nil
 }
 
-// learn adds what a walk passed to the index of the segment it walked.
-func (p *part) learn(g *segment, passed []storage.Entry) {
-	if len(passed) == 0 {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	g.addEntries(passed)
-}
-
-// walkBytes is how much a walk reads at once: enough to pass an index interval in one or two reads.
-const walkBytes = 64 << 10
+// walkBytes is how much a walk reads at once among small batches, and walkStepBytes among large ones, of which it needs
+// the headers only.
+const (
+	walkBytes     = 64 << 10
+	walkStepBytes = 4 << 10
+)
 
 // walk goes from batch header to batch header. It checks no checksum: who reads the batch does.
 type walk struct {
 	file    vfs.File
 	segment storage.Segment
 	buf     []byte
-	at      int64           // position of buf[0]
-	passed  []storage.Entry // for the index
+	at      int64 // position of buf[0]
+	jump    bool  // the last batch was larger than a step
 }
 
-// find returns the batch that holds off, from the batch at position on.
-func (w *walk) find(ctx context.Context, position int64, off record.Offset) (int64, record.Offset, error) {
-	for {
+var errIndexLies = errors.New("index entry speaks of another batch")
+
+// find returns the batch that holds off, from an index entry or, with the zero entry, from the segment's start on. Where
+// compaction left no batch with off, it is the one before, or the segment's start.
+func (w *walk) find(ctx context.Context, from kafkalog.IndexEntry, off record.Offset) (int64, record.Offset, error) {
+	before, base := int64(0), w.segment.Base
+	for position := from.Position; ; {
 		if err := ctx.Err(); err != nil {
 			return 0, 0, err
 		}
@@ -92,15 +122,17 @@ func (w *walk) find(ctx context.Context, position int64, off record.Offset) (int
 		if err != nil {
 			return 0, 0, fmt.Errorf("batch header at position %d of segment %d: %w", position, w.segment.Base, err)
 		}
-		if b.BaseOffset() < w.segment.Base || b.BaseOffset() > off || b.LastDelta() < 0 {
+		switch {
+		case position > 0 && position == from.Position && b.LastOffset() != from.Last:
+			return 0, 0, fmt.Errorf("%w: at position %d of segment %d offset %d ends, not %d", errIndexLies, position, w.segment.Base, b.LastOffset(), from.Last)
+		case b.BaseOffset() < base || b.BaseOffset() >= w.segment.Next || b.LastDelta() < 0:
 			return 0, 0, fmt.Errorf("batch at position %d of segment %d has base offset %d", position, w.segment.Base, b.BaseOffset())
-		}
-		if b.LastOffset() >= off {
+		case b.BaseOffset() > off:
+			return before, base, nil
+		case b.LastOffset() >= off:
 			return position, b.BaseOffset(), nil
 		}
-		if n := len(w.passed); n == 0 || position-w.passed[n-1].Position >= indexBytes {
-			w.passed = append(w.passed, storage.Entry{Last: b.LastOffset(), Position: position, MaxTimestamp: b.MaxTimestamp()})
-		}
+		before, base = position, b.BaseOffset()
 		position += int64(b.Size())
 	}
 }
@@ -111,10 +143,12 @@ func (w *walk) header(position int64) (record.Batch, error) {
 		return nil, record.ErrShort
 	}
 	if lo := position - w.at; lo < 0 || lo+record.HeaderBytes > int64(len(w.buf)) {
-		if cap(w.buf) == 0 {
-			w.buf = make([]byte, walkBytes)
+		size := int64(walkBytes)
+		if w.jump {
+			size = walkStepBytes
 		}
-		w.buf = w.buf[:min(walkBytes, w.segment.Size-position)]
+		size = min(size, w.segment.Size-position)
+		w.buf = slices.Grow(w.buf[:0], int(size))[:size]
 		if n, err := w.file.ReadAt(w.buf, position); n < len(w.buf) {
 			w.buf = w.buf[:0]
 			return nil, err
@@ -122,8 +156,10 @@ func (w *walk) header(position int64) (record.Batch, error) {
 		w.at = position
 	}
 	b := w.buf[position-w.at:]
-	if _, err := record.SizeOf(b); err != nil {
+	size, err := record.SizeOf(b)
+	if err != nil {
 		return nil, err
 	}
+	w.jump = size > walkStepBytes
 	return record.Batch(b), nil
 }

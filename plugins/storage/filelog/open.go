@@ -32,9 +32,12 @@ func (s *Store) Open(ctx context.Context, r storage.OpenRequest) (storage.Opened
 	}
 	var opened storage.Opened
 	var st state
-	if r.Held != nil {
+	switch parked, ok := s.parked(ctx, p, r); {
+	case r.Held != nil:
 		opened, st, err = s.adopt(r)
-	} else {
+	case ok:
+		opened, st, err = s.unpark(r, parked)
+	default:
 		p.reset() // whoever held it before is void from here on, whatever becomes of this call
 		opened, st, err = s.recover(ctx, r)
 	}
@@ -44,7 +47,45 @@ func (s *Store) Open(ctx context.Context, r storage.OpenRequest) (storage.Opened
 	p.mu.Lock()
 	p.state = st
 	p.mu.Unlock()
+	s.tidying.push(p.name)
 	return opened, nil
+}
+
+// parked returns the state of a partition that r's core closed cleanly and that lies as it was left.
+func (s *Store) parked(ctx context.Context, p *part, r storage.OpenRequest) (state, bool) {
+	p.mu.Lock()
+	st := p.state
+	p.mu.Unlock()
+	if !st.parked || st.held || st.failed != nil || st.instance != r.Instance || st.which != r.Partition || r.Held != nil {
+		return state{}, false
+	}
+	if r.Ceiling >= 0 && st.active().Next > r.Ceiling || s.tidy(ctx, p) != nil {
+		return state{}, false
+	}
+	active := st.active()
+	info, err := s.disk.fs.Stat(segmentPath(s.disk.partition(p.name), active.Base))
+	if err != nil || info.Size != active.Size || info.Dev != active.dev || info.Ino != active.ino {
+		return state{}, false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state, true // tidied
+}
+
+// unpark lends a parked partition again, without a scan.
+func (s *Store) unpark(r storage.OpenRequest, st state) (storage.Opened, state, error) {
+	dir := s.disk.partition(r.Partition.String())
+	epochs, known, err := s.epochs(dir)
+	if err == nil && !known {
+		err = fmt.Errorf("%w: the leader epoch checkpoint of a parked partition is gone", ErrInvalid)
+	}
+	if err == nil {
+		err = s.begin(dir, epochs, epochs, kafkalog.EpochEntry{Epoch: r.Epoch, Start: st.active().Next})
+	}
+	if err != nil {
+		return storage.Opened{}, state{}, err
+	}
+	return s.grant(r, st)
 }
 
 func (p *part) heldBy(instance string) bool {
@@ -59,22 +100,20 @@ func (p *part) reset() {
 	p.state = state{}
 }
 
-// grant makes a lease of the last segment and the state that goes with it. The file is opened unless the core has it.
-func (s *Store) grant(r storage.OpenRequest, segments []*segment, spare bool) (storage.Opened, state, error) {
-	active := segments[len(segments)-1]
-	path := segmentPath(s.disk.partition(r.Partition.String()), active.Base)
-	st := state{
-		topicID: r.Partition.TopicID, instance: r.Instance, held: true, spare: spare, segments: segments,
-	}
+// grant makes a lease of the last segment and completes the state that goes with it. The file is opened unless the core
+// has it.
+func (s *Store) grant(r storage.OpenRequest, st state) (storage.Opened, state, error) {
+	active := st.active()
+	st.which, st.instance, st.held, st.parked, st.last = r.Partition, r.Instance, true, false, nil
 	lease := storage.Lease{
 		Base: active.Base, Next: active.Next, Position: active.Size, MaxTimestamp: active.MaxTimestamp,
 	}
 	if r.Held != nil {
-		st.lease = s.nextLease(r.Held.Lease)
+		st.lease = s.nextLease(max(st.lease, r.Held.Lease))
 		lease.Dev, lease.Ino = r.Held.Dev, r.Held.Ino
 	} else {
-		st.lease = s.nextLease(0)
-		f, info, err := s.openLent(path)
+		st.lease = s.nextLease(st.lease)
+		f, info, err := s.openLent(segmentPath(s.disk.partition(r.Partition.String()), active.Base))
 		if err != nil {
 			return storage.Opened{}, state{}, err
 		}
@@ -82,8 +121,14 @@ func (s *Store) grant(r storage.OpenRequest, segments []*segment, spare bool) (s
 	}
 	lease.Epoch = st.lease
 	active.dev, active.ino = lease.Dev, lease.Ino
-	opened := storage.Opened{Lease: lease, LogStart: segments[0].Base}
-	for _, g := range segments[:len(segments)-1] {
+	st.logStart = max(st.logStart, st.segments[0].Base)
+	st.noted = max(st.noted, active.Next)
+	if r.Held != nil {
+		st.noted = st.point // what the core holds may not be synced; its notes will tell
+	}
+	st.advance()
+	opened := storage.Opened{Lease: lease, LogStart: st.logStart}
+	for _, g := range st.segments[:len(st.segments)-1] {
 		opened.Sealed = append(opened.Sealed, g.Segment)
 	}
 	return opened, st, nil
@@ -102,7 +147,7 @@ func (s *Store) openLent(path string) (*Lent, vfs.Info, error) {
 }
 
 // identify makes sure that the partition's directory is there and is that of r's topic id. What is not is set aside.
-func (s *Store) identify(r storage.OpenRequest) error {
+func (s *Store) identify(ctx context.Context, r storage.OpenRequest) error {
 	dir := s.disk.partition(r.Partition.String())
 	id, err := s.topicID(dir)
 	switch {
@@ -126,19 +171,22 @@ func (s *Store) identify(r storage.OpenRequest) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	return s.missing(r)
+	return s.missing(ctx, r)
 }
 
 // missing decides what it means that the partition has no directory.
-func (s *Store) missing(r storage.OpenRequest) error {
+func (s *Store) missing(ctx context.Context, r storage.OpenRequest) error {
 	aside := s.quarantined(r.Partition.String(), r.Partition.TopicID)
 	if _, err := s.disk.fs.Stat(aside); err == nil {
 		return fmt.Errorf("%w: it lies in %s; put it back under logs/ repaired, or remove it", storage.ErrQuarantined, aside)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if !r.Create {
+	switch {
+	case !r.Create && !r.Adopt:
 		return fmt.Errorf("%w: %s", storage.ErrDataMissing, s.disk.partition(r.Partition.String()))
+	case r.Adopt:
+		return s.moveIn(ctx, r)
 	}
 	return s.build(r)
 }
@@ -226,6 +274,9 @@ func (s *Store) setAside(which storage.Partition, reason string) error {
 	if err := s.disk.writeDurably(filepath.Join(dir, reasonName), []byte(reason+"\n")); err != nil {
 		return fmt.Errorf("quarantine (%s): %w", reason, err)
 	}
+	if err := s.disk.removeQuietly(filepath.Join(dir, openingName)); err != nil { // put back, it gets its tries again
+		return fmt.Errorf("quarantine (%s): %w", reason, err)
+	}
 	aside, err := s.disk.moveAside(dir, s.quarantined(which.String(), which.TopicID))
 	if err != nil {
 		return fmt.Errorf("quarantine (%s): %w", reason, err)
@@ -295,7 +346,11 @@ func (s *Store) adopt(r storage.OpenRequest) (storage.Opened, state, error) {
 	if err := s.begin(dir, epochs, epochs, at); err != nil {
 		return storage.Opened{}, state{}, err
 	}
-	var segments []*segment
+	st := state{}
+	st.point, _ = s.recoveryPoints.get(r.Partition)
+	st.point = min(st.point, r.Held.Next)
+	st.logStart, _ = s.logStarts.get(r.Partition)
+	st.logStart = min(st.logStart, r.Held.Next)
 	for i, f := range c.segments {
 		if f.base > r.Held.Base {
 			break
@@ -306,13 +361,37 @@ func (s *Store) adopt(r storage.OpenRequest) (storage.Opened, state, error) {
 		} else {
 			g.Next = c.segments[i+1].base
 		}
-		segments = append(segments, g)
+		st.segments = append(st.segments, g)
 	}
-	spare, err := s.keepReady(dir, c, r.Held.Base)
-	if err != nil {
+	if st.spare, err = s.keepReady(dir, c, r.Held.Base); err != nil {
 		return storage.Opened{}, state{}, err
 	}
-	return s.grant(r, segments, spare)
+	s.heldIndexes(dir, &st)
+	st.unstamped = s.loadStamps(dir, st.segments)
+	return s.grant(r, st)
+}
+
+// heldIndexes loads the indexes of a log that is taken over as it is. What the recovery point has not passed was not
+// complete when the process before ended.
+func (s *Store) heldIndexes(dir string, st *state) {
+	active := st.active()
+	for _, g := range st.segments {
+		if g != active && g.Next <= st.point {
+			x, err := s.disk.sealedIndexes(dir, g.Segment)
+			g.x = x
+			if err == nil {
+				g.MaxTimestamp = x.latest.MaxTimestamp
+				continue
+			}
+			g.x = noIndexes()
+			g.x.broken = true
+			continue
+		}
+		g.x = s.disk.loadIndexes(dir, g.Base, g.Size, g.Next)
+		if g != active {
+			st.sealing++
+		}
+	}
 }
 
 // compare checks what lies in dir against what the core holds, and changes nothing.

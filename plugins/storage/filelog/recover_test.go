@@ -15,6 +15,7 @@ import (
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs/faultfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/plugins/storage/filelog"
 	"github.com/trunkline-mq/trunkline/plugins/storage/storagetest"
 	"github.com/trunkline-mq/trunkline/protocol/kafkalog"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
@@ -156,6 +157,17 @@ func threeSegments(t *testing.T, s storage.Store) {
 	w.Let()
 }
 
+// restart ends a store and starts another on the same directory, which knows nothing of how far the log was synced: all
+// of it is scanned.
+func restart(t *testing.T, s *filelog.Store, dir string, fsys vfs.FS) *filelog.Store {
+	t.Helper()
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	remove(t, filepath.Join(dir, "logs", "recovery-point-offset-checkpoint.by-id"))
+	return newStore(t, dir, fsys)
+}
+
 // damage flips a bit in the middle of a segment.
 func damage(t *testing.T, path string) {
 	t.Helper()
@@ -187,6 +199,7 @@ func TestDamageWithRecordsAfterItIsQuarantined(t *testing.T) {
 			dir := t.TempDir()
 			s := newStore(t, dir, nil)
 			threeSegments(t, s)
+			s = restart(t, s, dir, nil)
 			spoil(t, dir)
 			before := names(t, partDir(dir))
 			ctx := context.Background()
@@ -241,6 +254,7 @@ func TestOperatorPutsAQuarantinedPartitionBack(t *testing.T) {
 	dir := t.TempDir()
 	s := newStore(t, dir, nil)
 	threeSegments(t, s)
+	s = restart(t, s, dir, nil)
 	damage(t, segmentFile(dir, 2))
 	if _, err := s.Open(context.Background(), storagetest.Recover(storagetest.Part(), "next")); !errors.Is(err, storage.ErrQuarantined) {
 		t.Fatalf("open: %v", err)
@@ -264,6 +278,7 @@ func TestSealedSegmentThatLostItsEnd(t *testing.T) {
 	w.Append("two")
 	w.Roll()
 	w.Let()
+	s = restart(t, s, dir, nil)
 	damage := storagetest.Batch(1, 1, 2, "two")
 	info, err := os.Stat(segmentFile(dir, 0))
 	if err != nil {
@@ -333,9 +348,9 @@ func TestCutOverSegmentsWithACeiling(t *testing.T) {
 			dir := t.TempDir()
 			s := newStore(t, dir, nil)
 			threeSegments(t, s)
-			damage(t, segmentFile(dir, 2)) // above the ceiling: nothing that was confirmed
 			fsys := faultfs.New(vfs.OS())
-			s = newStore(t, dir, fsys)
+			s = restart(t, s, dir, fsys)
+			damage(t, segmentFile(dir, 2)) // above the ceiling: nothing that was confirmed
 			r := storagetest.Recover(storagetest.Part(), "core")
 			r.Ceiling = c.ceiling
 			_, opened := storagetest.NewWriter(t, s, r)
@@ -394,11 +409,10 @@ func TestCrashAtEveryCallOfARecovery(t *testing.T) {
 		w.Append("two")
 		w.Roll()
 		w.Let()
+		fsys := faultfs.New(vfs.OS())
+		dying := restart(t, s, dir, fsys)
 		truncate(t, segmentFile(dir, 0), w.Lease().Position+80)      // inside the second batch
 		write(t, segmentFile(dir, 2), strings.Repeat("garbage ", 9)) // and no record after it
-
-		fsys := faultfs.New(vfs.OS())
-		dying := newStore(t, dir, fsys)
 		fsys.Inject(faultfs.Fault{Match: faultfs.Changing, Skip: at, Times: -1, Err: syscall.EIO})
 		_, err := dying.Open(context.Background(), storagetest.Recover(storagetest.Part(), "next"))
 		if err == nil {

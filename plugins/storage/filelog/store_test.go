@@ -416,6 +416,7 @@ func TestStartOnADiskThatFails(t *testing.T) {
 			if at < 15 {
 				t.Errorf("a start makes only %d calls", at)
 			}
+			fsys.Clear()
 			if err := s.Stop(); err != nil {
 				t.Error(err)
 			}

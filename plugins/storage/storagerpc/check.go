@@ -1,9 +1,11 @@
 package storagerpc
 
 import (
+	"encoding/hex"
 	"fmt"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/protocol/record"
 )
 
 // The checks below take from an answer everything that can be told without looking at a file. Whether descriptor and
@@ -122,6 +124,60 @@ func checkExtent(r storage.LocateRequest, e storage.Extent) error {
 		return bad("position %d in %d bytes", e.Position, e.Size)
 	case e.File == nil:
 		return bad("an extent without a file")
+	}
+	return nil
+}
+
+// checkExpired lets a start above the limit pass where it is not a proposal but the present one; the core knows that.
+func checkExpired(start record.Offset) error {
+	if start < 0 {
+		return bad("log start %d", start)
+	}
+	return nil
+}
+
+func checkTrimmed(r storage.TrimRequest, t storage.Trimmed) error {
+	if t.LogStart < r.LogStart || t.First < 0 || t.First > t.LogStart {
+		return bad("trimmed to %d from segment %d on, asked for %d", t.LogStart, t.First, r.LogStart)
+	}
+	return nil
+}
+
+func checkTruncated(r storage.TruncateRequest, o storage.Opened) error {
+	if err := checkLease(o.Lease); err != nil {
+		return err
+	}
+	if err := checkSealed(o); err != nil {
+		return err
+	}
+	switch {
+	case o.Lease.Epoch <= r.Lease:
+		return bad("lease epoch %d after %d", o.Lease.Epoch, r.Lease)
+	case o.Lease.Next != r.Next:
+		return bad("truncated to %d instead of %d", o.Lease.Next, r.Next)
+	case o.Lease.File == nil:
+		return bad("a lease without a file")
+	case o.Cut != nil:
+		return bad("a truncation that reports a cut")
+	}
+	return nil
+}
+
+// topicIDBytes is the size of a topic id.
+const topicIDBytes = 16
+
+func checkAdoption(a storage.Adoption) error {
+	id, err := hex.DecodeString(a.TopicID)
+	switch {
+	case err != nil || len(id) != 0 && len(id) != topicIDBytes:
+		return bad("topic id %q", a.TopicID)
+	case a.Partitions < 1 || len(a.Epochs) != int(a.Partitions):
+		return bad("%d partitions with %d epochs", a.Partitions, len(a.Epochs))
+	}
+	for _, e := range a.Epochs {
+		if e < -1 {
+			return bad("leader epoch %d", e)
+		}
 	}
 	return nil
 }

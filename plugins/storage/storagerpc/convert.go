@@ -1,6 +1,8 @@
 package storagerpc
 
 import (
+	"time"
+
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 	storagepb "github.com/trunkline-mq/trunkline/protocol/pluginpb/storage/v1"
@@ -19,6 +21,7 @@ func openToWire(r storage.OpenRequest) *storagepb.OpenRequest {
 	q := &storagepb.OpenRequest{
 		Partition: partitionToWire(r.Partition), Instance: r.Instance, Create: r.Create,
 		Epoch: int32(r.Epoch), SegmentBytes: r.SegmentBytes, Ceiling: int64(r.Ceiling),
+		Lazy: r.Lazy, Adopt: r.Adopt,
 	}
 	if h := r.Held; h != nil {
 		q.Held = &storagepb.Held{
@@ -32,6 +35,7 @@ func openFromWire(q *storagepb.OpenRequest) storage.OpenRequest {
 	r := storage.OpenRequest{
 		Partition: partitionFromWire(q.GetPartition()), Instance: q.GetInstance(), Create: q.GetCreate(),
 		Epoch: record.Epoch(q.GetEpoch()), SegmentBytes: q.GetSegmentBytes(), Ceiling: record.Offset(q.GetCeiling()),
+		Lazy: q.GetLazy(), Adopt: q.GetAdopt(),
 	}
 	if h := q.GetHeld(); h != nil {
 		r.Held = &storage.Held{
@@ -42,8 +46,8 @@ func openFromWire(q *storagepb.OpenRequest) storage.OpenRequest {
 	return r
 }
 
-func openedToWire(o storage.Opened, lend uint64) *storagepb.OpenResponse {
-	a := &storagepb.OpenResponse{Lease: leaseToWire(o.Lease, lend), LogStart: int64(o.LogStart)}
+func openedToWire(o storage.Opened, lend uint64) *storagepb.Opened {
+	a := &storagepb.Opened{Lease: leaseToWire(o.Lease, lend), LogStart: int64(o.LogStart)}
 	for _, s := range o.Sealed {
 		a.Sealed = append(a.Sealed, segmentToWire(s))
 	}
@@ -55,7 +59,7 @@ func openedToWire(o storage.Opened, lend uint64) *storagepb.OpenResponse {
 	return a
 }
 
-func openedFromWire(a *storagepb.OpenResponse) storage.Opened {
+func openedFromWire(a *storagepb.Opened) storage.Opened {
 	o := storage.Opened{Lease: leaseFromWire(a.GetLease()), LogStart: record.Offset(a.GetLogStart())}
 	for _, s := range a.GetSealed() {
 		o.Sealed = append(o.Sealed, segmentFromWire(s))
@@ -113,7 +117,9 @@ func noteToWire(n storage.Note) *storagepb.NoteRequest {
 		Position: n.Position, Next: int64(n.Next),
 	}
 	for _, e := range n.Entries {
-		q.Entries = append(q.Entries, &storagepb.Entry{Last: int64(e.Last), Position: e.Position, MaxTimestamp: e.MaxTimestamp})
+		q.Entries = append(q.Entries, &storagepb.Entry{
+			Last: int64(e.Last), Position: e.Position, MaxTimestamp: e.MaxTimestamp, MaxOffset: int64(e.MaxOffset),
+		})
 	}
 	return q
 }
@@ -126,6 +132,7 @@ func noteFromWire(q *storagepb.NoteRequest) storage.Note {
 	for _, e := range q.GetEntries() {
 		n.Entries = append(n.Entries, storage.Entry{
 			Last: record.Offset(e.GetLast()), Position: e.GetPosition(), MaxTimestamp: e.GetMaxTimestamp(),
+			MaxOffset: record.Offset(e.GetMaxOffset()),
 		})
 	}
 	return n
@@ -149,4 +156,51 @@ func extentFromWire(a *storagepb.LocateResponse) storage.Extent {
 	return storage.Extent{
 		Segment: segmentFromWire(a.GetSegment()), Position: a.GetPosition(), Offset: record.Offset(a.GetOffset()),
 	}
+}
+
+func progressToWire(p storage.Progress) *storagepb.OpenResponse {
+	return &storagepb.OpenResponse{Step: &storagepb.OpenResponse_Progress{Progress: &storagepb.Progress{Done: p.Done, Total: p.Total}}}
+}
+
+func expireToWire(r storage.ExpireRequest) *storagepb.ExpireRequest {
+	return &storagepb.ExpireRequest{
+		Partition: partitionToWire(r.Partition), Instance: r.Instance, RetentionNs: int64(r.RetentionTime),
+		RetentionBytes: r.RetentionBytes, Limit: int64(r.Limit),
+	}
+}
+
+func expireFromWire(q *storagepb.ExpireRequest) storage.ExpireRequest {
+	return storage.ExpireRequest{
+		Partition: partitionFromWire(q.GetPartition()), Instance: q.GetInstance(),
+		RetentionTime: time.Duration(q.GetRetentionNs()), RetentionBytes: q.GetRetentionBytes(), Limit: record.Offset(q.GetLimit()),
+	}
+}
+
+func truncateToWire(r storage.TruncateRequest) *storagepb.TruncateRequest {
+	return &storagepb.TruncateRequest{
+		Partition: partitionToWire(r.Partition), Instance: r.Instance, Lease: uint64(r.Lease), Next: int64(r.Next), Epoch: int32(r.Epoch),
+	}
+}
+
+func truncateFromWire(q *storagepb.TruncateRequest) storage.TruncateRequest {
+	return storage.TruncateRequest{
+		Partition: partitionFromWire(q.GetPartition()), Instance: q.GetInstance(), Lease: storage.LeaseEpoch(q.GetLease()),
+		Next: record.Offset(q.GetNext()), Epoch: record.Epoch(q.GetEpoch()),
+	}
+}
+
+func adoptionToWire(a storage.Adoption) *storagepb.AdoptableResponse {
+	w := &storagepb.AdoptableResponse{TopicId: a.TopicID, Partitions: a.Partitions}
+	for _, e := range a.Epochs {
+		w.Epochs = append(w.Epochs, int32(e))
+	}
+	return w
+}
+
+func adoptionFromWire(w *storagepb.AdoptableResponse) storage.Adoption {
+	a := storage.Adoption{TopicID: w.GetTopicId(), Partitions: w.GetPartitions()}
+	for _, e := range w.GetEpochs() {
+		a.Epochs = append(a.Epochs, record.Epoch(e))
+	}
+	return a
 }

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/protocol/record"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -36,8 +37,47 @@ type fake struct {
 	lends  bool
 	noted  storage.Note
 	asked  storage.OpenRequest
-	hang   chan struct{} // not nil: calls wait for it, whatever their context says
+	hang   chan struct{}         // not nil: calls wait for it, whatever their context says
+	steps  chan storage.Progress // not nil: Open reports what comes, until it is closed
+
+	kept kept
 }
+
+// kept is what the fake answers as a Keeper, and what it was asked.
+type kept struct {
+	expire    storage.ExpireRequest
+	trim      storage.TrimRequest
+	truncate  storage.TruncateRequest
+	topic     string
+	start     record.Offset
+	trimmed   storage.Trimmed
+	truncated storage.Opened
+	adoption  storage.Adoption
+}
+
+func (f *fake) Expire(_ context.Context, r storage.ExpireRequest) (record.Offset, error) {
+	f.kept.expire = r
+	return f.kept.start, f.enter()
+}
+
+func (f *fake) Trim(_ context.Context, r storage.TrimRequest) (storage.Trimmed, error) {
+	f.kept.trim = r
+	return f.kept.trimmed, f.enter()
+}
+
+func (f *fake) Truncate(_ context.Context, r storage.TruncateRequest) (storage.Opened, error) {
+	f.kept.truncate = r
+	o := f.kept.truncated
+	o.Lease.File = f.file()
+	return o, f.enter()
+}
+
+func (f *fake) Adoptable(_ context.Context, topic string) (storage.Adoption, error) {
+	f.kept.topic = topic
+	return f.kept.adoption, f.enter()
+}
+
+func (f *fake) Room(context.Context) error { return f.enter() }
 
 func (f *fake) enter() error {
 	f.mu.Lock()
@@ -66,9 +106,14 @@ func (f *fake) Describe(context.Context) (storage.Description, error) {
 	return d, f.enter()
 }
 
-func (f *fake) Open(_ context.Context, r storage.OpenRequest) (storage.Opened, error) {
+func (f *fake) Open(ctx context.Context, r storage.OpenRequest) (storage.Opened, error) {
 	if err := f.enter(); err != nil {
 		return storage.Opened{}, err
+	}
+	if f.steps != nil {
+		for p := range f.steps {
+			storage.ReportProgress(ctx, p)
+		}
 	}
 	f.asked = r
 	o := f.opened
@@ -98,7 +143,7 @@ func (f *fake) Close(context.Context, storage.CloseRequest) error { return f.ent
 func (f *fake) Delete(context.Context, storage.Partition) error { return f.enter() }
 
 // connect puts a client before impl. The plugin's end of the socket comes along, for what a plugin must not do.
-func connect(t *testing.T, impl storage.Store) (*client, *Socket) {
+func connect(t *testing.T, impl storage.Plugin) (*client, *Socket) {
 	t.Helper()
 	core, child, err := SocketPair()
 	if err != nil {
@@ -189,7 +234,7 @@ func TestEveryFieldTravels(t *testing.T) {
 	}
 	c, _ := connect(t, f)
 	r := storage.OpenRequest{
-		Partition: part(), Instance: "nonce", Create: true, Epoch: 4, SegmentBytes: 1 << 33, Ceiling: 5,
+		Partition: part(), Instance: "nonce", Create: true, Epoch: 4, SegmentBytes: 1 << 33, Ceiling: 5, Lazy: true, Adopt: true,
 	}
 	o, err := c.Open(context.Background(), r)
 	if err != nil {
@@ -215,7 +260,7 @@ func TestEveryFieldTravels(t *testing.T) {
 	}
 	n := storage.Note{
 		Partition: part(), Instance: "nonce", Lease: 7, Position: 9, Next: 11,
-		Entries: []storage.Entry{{Last: 1, Position: 2, MaxTimestamp: 3}, {Last: 4, Position: 5, MaxTimestamp: -6}},
+		Entries: []storage.Entry{{Last: 1, Position: 2, MaxTimestamp: 3, MaxOffset: 1}, {Last: 4, Position: 5, MaxTimestamp: -6, MaxOffset: 3}},
 	}
 	if err := c.Note(context.Background(), n); err != nil {
 		t.Fatal(err)
@@ -403,13 +448,15 @@ func TestCallsEndAtTheirOwnDeadline(t *testing.T) {
 }
 
 func TestDeadlinesAreFinite(t *testing.T) {
-	for _, m := range []string{methodDescribe, methodRoll, methodLocate, methodNote, methodClose, methodDelete} {
+	for _, m := range []string{methodDescribe, methodRoll, methodLocate, methodNote, methodClose, methodDelete, methodExpire, methodTrim} {
 		if d := deadlineOf(m); d <= 0 || d > 10*time.Second {
 			t.Errorf("%s may take %v", m, d)
 		}
 	}
-	if deadlineOf(methodOpen) < time.Minute {
-		t.Error("a large log cannot be opened in time")
+	for _, m := range []string{methodOpen, methodTruncate, methodAdoptable, methodRoom} {
+		if d := deadlineOf(m); d < 30*time.Second || d > time.Minute {
+			t.Errorf("%s may take %v", m, d)
+		}
 	}
 }
 

@@ -2,6 +2,9 @@ package storagerpc
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -11,13 +14,13 @@ import (
 )
 
 // Register offers impl on s. What impl lends is sent over sock and closed here afterwards.
-func Register(s *grpc.Server, impl storage.Store, sock *Socket) {
+func Register(s *grpc.Server, impl storage.Plugin, sock *Socket) {
 	storagepb.RegisterStorageServer(s, &server{impl: impl, sock: sock})
 }
 
 type server struct {
 	storagepb.UnimplementedStorageServer
-	impl storage.Store
+	impl storage.Plugin
 	sock *Socket
 }
 
@@ -43,16 +46,41 @@ func (s *server) Describe(ctx context.Context, _ *storagepb.DescribeRequest) (*s
 	return &storagepb.DescribeResponse{Name: d.Name, Version: d.Version, Durability: d.Durability, CanaryLend: id}, nil
 }
 
-func (s *server) Open(ctx context.Context, q *storagepb.OpenRequest) (*storagepb.OpenResponse, error) {
-	o, err := s.impl.Open(ctx, openFromWire(q))
+// progressEvery is how often Open says how far it has come.
+const progressEvery = time.Second
+
+func (s *server) Open(q *storagepb.OpenRequest, stream grpc.ServerStreamingServer[storagepb.OpenResponse]) error {
+	var latest atomic.Pointer[storage.Progress]
+	latest.Store(&storage.Progress{})
+	ctx := storage.WithProgress(stream.Context(), func(p storage.Progress) { latest.Store(&p) })
+	var o storage.Opened
+	var err error
+	done := make(chan struct{})
+	var work sync.WaitGroup
+	defer work.Wait()
+	work.Go(func() {
+		defer close(done)
+		o, err = s.impl.Open(ctx, openFromWire(q))
+	})
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for open := true; open; {
+		select {
+		case <-done:
+			open = false
+		case <-tick.C:
+			// Who is gone has ended the context too, and the work ends with it.
+			_ = stream.Send(progressToWire(*latest.Load()))
+		}
+	}
 	if err != nil {
-		return nil, toStatus(err)
+		return toStatus(err)
 	}
 	id, err := s.lend(o.Lease.File)
 	if err != nil {
-		return nil, toStatus(err)
+		return toStatus(err)
 	}
-	return openedToWire(o, id), nil
+	return stream.Send(&storagepb.OpenResponse{Step: &storagepb.OpenResponse_Opened{Opened: openedToWire(o, id)}})
 }
 
 func (s *server) Roll(ctx context.Context, q *storagepb.RollRequest) (*storagepb.RollResponse, error) {
@@ -102,4 +130,49 @@ func (s *server) Delete(ctx context.Context, q *storagepb.DeleteRequest) (*stora
 		return nil, toStatus(err)
 	}
 	return &storagepb.DeleteResponse{}, nil
+}
+
+func (s *server) Expire(ctx context.Context, q *storagepb.ExpireRequest) (*storagepb.ExpireResponse, error) {
+	start, err := s.impl.Expire(ctx, expireFromWire(q))
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &storagepb.ExpireResponse{LogStart: int64(start)}, nil
+}
+
+func (s *server) Trim(ctx context.Context, q *storagepb.TrimRequest) (*storagepb.TrimResponse, error) {
+	t, err := s.impl.Trim(ctx, storage.TrimRequest{
+		Partition: partitionFromWire(q.GetPartition()), Instance: q.GetInstance(), LogStart: record.Offset(q.GetLogStart()),
+	})
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &storagepb.TrimResponse{LogStart: int64(t.LogStart), First: int64(t.First)}, nil
+}
+
+func (s *server) Truncate(ctx context.Context, q *storagepb.TruncateRequest) (*storagepb.TruncateResponse, error) {
+	o, err := s.impl.Truncate(ctx, truncateFromWire(q))
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	id, err := s.lend(o.Lease.File)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &storagepb.TruncateResponse{Opened: openedToWire(o, id)}, nil
+}
+
+func (s *server) Adoptable(ctx context.Context, q *storagepb.AdoptableRequest) (*storagepb.AdoptableResponse, error) {
+	a, err := s.impl.Adoptable(ctx, q.GetTopic())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return adoptionToWire(a), nil
+}
+
+func (s *server) Room(ctx context.Context, _ *storagepb.RoomRequest) (*storagepb.RoomResponse, error) {
+	if err := s.impl.Room(ctx); err != nil {
+		return nil, toStatus(err)
+	}
+	return &storagepb.RoomResponse{}, nil
 }

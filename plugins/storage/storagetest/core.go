@@ -45,6 +45,7 @@ type Writer struct {
 	position  int64
 	timestamp int64
 	entries   []storage.Entry
+	since     int64 // bytes since the last entry's batch began
 }
 
 // NewWriter opens the partition and takes the lease.
@@ -104,13 +105,22 @@ func Batch(base record.Offset, leader record.Epoch, timestamp int64, values ...s
 	return b.Finish(base, leader)
 }
 
+// indexInterval is how many bytes lie between two entries of a note at least, as in a core.
+const indexInterval = 4096
+
 // Append writes and syncs values as one batch.
 func (w *Writer) Append(values ...string) {
 	w.t.Helper()
 	w.timestamp++
 	batch := Batch(w.next, w.leader, w.timestamp, values...)
 	w.Raw(batch, w.position)
-	w.entries = append(w.entries, storage.Entry{Last: batch.LastOffset(), Position: w.position, MaxTimestamp: batch.MaxTimestamp()})
+	if w.since > indexInterval {
+		w.since = 0
+		w.entries = append(w.entries, storage.Entry{
+			Last: batch.LastOffset(), Position: w.position, MaxTimestamp: batch.MaxTimestamp(), MaxOffset: batch.LastOffset(),
+		})
+	}
+	w.since += int64(len(batch))
 	w.position += int64(len(batch))
 	w.next = batch.NextOffset()
 }
@@ -205,7 +215,7 @@ func (w *Writer) TryRoll() error {
 	if lease.Base != w.next || lease.Epoch <= w.lease.Epoch {
 		w.t.Fatalf("rolled to %+v from offset %d under lease %d", lease, w.next, w.lease.Epoch)
 	}
-	w.entries = nil
+	w.entries, w.since = nil, 0
 	w.take(lease)
 	return nil
 }
@@ -222,11 +232,39 @@ func (w *Writer) Surrender() {
 	w.Let()
 }
 
+// Reopen takes the lease again after Surrender.
+func (w *Writer) Reopen() storage.Opened {
+	w.t.Helper()
+	r := Recover(w.part, w.instance)
+	r.Epoch = w.leader
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	opened, err := w.store.Open(ctx, r)
+	if err != nil {
+		w.t.Fatalf("open %s again: %v", w.part, err)
+	}
+	w.Resume(opened)
+	return opened
+}
+
+// Resume goes on with a lease that came another way.
+func (w *Writer) Resume(o storage.Opened) {
+	w.t.Helper()
+	w.entries, w.since = nil, 0
+	w.take(o.Lease)
+}
+
 // Read returns the values of a log from offset 0 up to end, by Locate, and checks every batch.
 func Read(t TB, store storage.Store, p storage.Partition, end record.Offset) []string {
 	t.Helper()
+	return ReadFrom(t, store, p, 0, end)
+}
+
+// ReadFrom is Read from the batch that begins at an offset.
+func ReadFrom(t TB, store storage.Store, p storage.Partition, from, end record.Offset) []string {
+	t.Helper()
 	var values []string
-	for off := record.Offset(0); off < end; {
+	for off := from; off < end; {
 		batch := batchAt(t, store, p, off)
 		if batch.BaseOffset() != off {
 			t.Fatalf("batch for %s@%d begins at %d", p, off, batch.BaseOffset())

@@ -67,7 +67,7 @@ func serveChild(data, listen string) error {
 
 // child is a running plugin process and the core's ends of what connects to it.
 type child struct {
-	store storage.Store
+	store storage.Plugin
 	cmd   *exec.Cmd
 	stdin io.Closer
 	conn  *grpc.ClientConn
@@ -135,7 +135,7 @@ func (c *child) close(t *testing.T) {
 func TestConformanceInAProcessOfItsOwn(t *testing.T) {
 	for _, c := range storagetest.Cases() {
 		t.Run(c.Name, func(t *testing.T) {
-			c.Run(t, func(dir string) (storage.Store, func()) {
+			c.Run(t, func(dir string) (storage.Plugin, func()) {
 				child := startChild(t, dir)
 				return child.store, func() { child.kill(t); child.close(t) }
 			})
@@ -144,7 +144,7 @@ func TestConformanceInAProcessOfItsOwn(t *testing.T) {
 }
 
 func TestRunRunsEveryCase(t *testing.T) {
-	storagetest.Run(t, func(dir string) (storage.Store, func()) {
+	storagetest.Run(t, func(dir string) (storage.Plugin, func()) {
 		s, err := filelog.New(filelog.Options{Data: dir})
 		if err != nil {
 			t.Fatal(err)

@@ -31,7 +31,7 @@ type TB interface {
 
 // Opener starts a store on a data directory. The function it returns ends that store at once, without giving it a
 // chance to finish anything, and returns when it is gone; it is called once.
-type Opener func(dir string) (store storage.Store, end func())
+type Opener func(dir string) (store storage.Plugin, end func())
 
 // Case is one thing that the core relies on.
 type Case struct {
@@ -67,11 +67,19 @@ func Cases() []Case {
 		{"CutsAtTheCeiling", ceiling},
 		{"DeletesByID", deletes},
 		{"PartitionsAreIndependent", independent},
+		{"ReopensWhatWasParked", parks},
+		{"TrimsAndRemembersIt", trims},
+		{"TruncatesBetweenBatches", truncates},
+		{"RefusesAWrongTruncation", wrongTruncations},
+		{"ExpiresWholeSegments", expires},
+		{"LazyTopicsAreNeverDirty", lazy},
+		{"AdoptsOnlyWhatIsThere", adoptsNothing},
+		{"HasRoom", room},
 	}
 }
 
 // start opens a store for a case; it ends with the case at the latest.
-func start(t TB, open Opener, dir string) (storage.Store, func()) {
+func start(t TB, open Opener, dir string) (storage.Plugin, func()) {
 	store, end := open(dir)
 	var once sync.Once
 	stop := func() { once.Do(end) }

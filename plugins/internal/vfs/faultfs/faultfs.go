@@ -7,6 +7,7 @@
 package faultfs
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
@@ -40,6 +41,7 @@ const (
 	Sync      Op = "sync"
 	Truncate  Op = "truncate"
 	FileStat  Op = "fstat"
+	Allocate  Op = "allocate"
 )
 
 // Changes reports whether the call can change what lies on disk, or when it does.
@@ -281,6 +283,26 @@ func (f *FS) SyncDir(path string) error {
 // DropCache forgets clean pages.
 func (f *FS) DropCache(file vfs.File, off int64) error {
 	return f.onFile(DropCache, file, func(inner vfs.File) error { return f.inner.DropCache(inner, off) })
+}
+
+var _ vfs.Room = (*FS)(nil)
+
+// Volume tells what the wrapped file system tells; that is no call that could fail.
+func (f *FS) Volume(path string) (vfs.Volume, error) {
+	if room, ok := f.inner.(vfs.Room); ok {
+		return room.Volume(path)
+	}
+	return vfs.Volume{}, errors.ErrUnsupported
+}
+
+// Allocate gives a file blocks through the wrapped file system.
+func (f *FS) Allocate(file vfs.File, size int64) error {
+	return f.onFile(Allocate, file, func(inner vfs.File) error {
+		if room, ok := f.inner.(vfs.Room); ok {
+			return room.Allocate(inner, size)
+		}
+		return errors.ErrUnsupported
+	})
 }
 
 // Probe asks whether the file system takes writes.

@@ -204,6 +204,8 @@ type OpenRequest struct {
 	SegmentBytes  int64                  `protobuf:"varint,5,opt,name=segment_bytes,json=segmentBytes,proto3" json:"segment_bytes,omitempty"`
 	Held          *Held                  `protobuf:"bytes,6,opt,name=held,proto3" json:"held,omitempty"`        // absent: recover by scanning
 	Ceiling       int64                  `protobuf:"varint,7,opt,name=ceiling,proto3" json:"ceiling,omitempty"` // negative: none
+	Lazy          bool                   `protobuf:"varint,8,opt,name=lazy,proto3" json:"lazy,omitempty"`       // acknowledged before it is synced: what recovery cuts was never promised
+	Adopt         bool                   `protobuf:"varint,9,opt,name=adopt,proto3" json:"adopt,omitempty"`     // the directory is moved in from the adopt directory
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -285,6 +287,20 @@ func (x *OpenRequest) GetCeiling() int64 {
 		return x.Ceiling
 	}
 	return 0
+}
+
+func (x *OpenRequest) GetLazy() bool {
+	if x != nil {
+		return x.Lazy
+	}
+	return false
+}
+
+func (x *OpenRequest) GetAdopt() bool {
+	if x != nil {
+		return x.Adopt
+	}
+	return false
 }
 
 // Held is a lease that the core kept over a restart of the plugin.
@@ -372,12 +388,14 @@ func (x *Held) GetIno() uint64 {
 	return 0
 }
 
+// OpenResponse is either a sign of life or the answer.
 type OpenResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Lease         *Lease                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
-	LogStart      int64                  `protobuf:"varint,2,opt,name=log_start,json=logStart,proto3" json:"log_start,omitempty"`
-	Sealed        []*Segment             `protobuf:"bytes,3,rep,name=sealed,proto3" json:"sealed,omitempty"` // ascending, without gaps
-	Cut           *Cut                   `protobuf:"bytes,4,opt,name=cut,proto3" json:"cut,omitempty"`       // absent: recovery removed nothing
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Step:
+	//
+	//	*OpenResponse_Progress
+	//	*OpenResponse_Opened
+	Step          isOpenResponse_Step `protobuf_oneof:"step"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -412,28 +430,163 @@ func (*OpenResponse) Descriptor() ([]byte, []int) {
 	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *OpenResponse) GetLease() *Lease {
+func (x *OpenResponse) GetStep() isOpenResponse_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *OpenResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Step.(*OpenResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *OpenResponse) GetOpened() *Opened {
+	if x != nil {
+		if x, ok := x.Step.(*OpenResponse_Opened); ok {
+			return x.Opened
+		}
+	}
+	return nil
+}
+
+type isOpenResponse_Step interface {
+	isOpenResponse_Step()
+}
+
+type OpenResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type OpenResponse_Opened struct {
+	Opened *Opened `protobuf:"bytes,2,opt,name=opened,proto3,oneof"`
+}
+
+func (*OpenResponse_Progress) isOpenResponse_Step() {}
+
+func (*OpenResponse_Opened) isOpenResponse_Step() {}
+
+// Progress is how far an Open has come; a total of 0 says that it is not known yet.
+type Progress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Done          int64                  `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"` // bytes
+	Total         int64                  `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Progress) Reset() {
+	*x = Progress{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Progress) ProtoMessage() {}
+
+func (x *Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Progress.ProtoReflect.Descriptor instead.
+func (*Progress) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Progress) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *Progress) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+// Opened is a log that is ready, and the lease of its end.
+type Opened struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lease         *Lease                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	LogStart      int64                  `protobuf:"varint,2,opt,name=log_start,json=logStart,proto3" json:"log_start,omitempty"`
+	Sealed        []*Segment             `protobuf:"bytes,3,rep,name=sealed,proto3" json:"sealed,omitempty"` // ascending, without gaps
+	Cut           *Cut                   `protobuf:"bytes,4,opt,name=cut,proto3" json:"cut,omitempty"`       // absent: recovery removed nothing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Opened) Reset() {
+	*x = Opened{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Opened) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Opened) ProtoMessage() {}
+
+func (x *Opened) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Opened.ProtoReflect.Descriptor instead.
+func (*Opened) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Opened) GetLease() *Lease {
 	if x != nil {
 		return x.Lease
 	}
 	return nil
 }
 
-func (x *OpenResponse) GetLogStart() int64 {
+func (x *Opened) GetLogStart() int64 {
 	if x != nil {
 		return x.LogStart
 	}
 	return 0
 }
 
-func (x *OpenResponse) GetSealed() []*Segment {
+func (x *Opened) GetSealed() []*Segment {
 	if x != nil {
 		return x.Sealed
 	}
 	return nil
 }
 
-func (x *OpenResponse) GetCut() *Cut {
+func (x *Opened) GetCut() *Cut {
 	if x != nil {
 		return x.Cut
 	}
@@ -457,7 +610,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[6]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +622,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[6]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +635,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{6}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Lease) GetEpoch() uint64 {
@@ -554,7 +707,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[7]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +719,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[7]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +732,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{7}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Segment) GetBase() int64 {
@@ -624,7 +777,7 @@ type Cut struct {
 
 func (x *Cut) Reset() {
 	*x = Cut{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[8]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -636,7 +789,7 @@ func (x *Cut) String() string {
 func (*Cut) ProtoMessage() {}
 
 func (x *Cut) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[8]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -649,7 +802,7 @@ func (x *Cut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cut.ProtoReflect.Descriptor instead.
 func (*Cut) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{8}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Cut) GetOffset() int64 {
@@ -701,7 +854,7 @@ type RollRequest struct {
 
 func (x *RollRequest) Reset() {
 	*x = RollRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[9]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +866,7 @@ func (x *RollRequest) String() string {
 func (*RollRequest) ProtoMessage() {}
 
 func (x *RollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[9]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +879,7 @@ func (x *RollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollRequest.ProtoReflect.Descriptor instead.
 func (*RollRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{9}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RollRequest) GetPartition() *Partition {
@@ -780,7 +933,7 @@ type RollResponse struct {
 
 func (x *RollResponse) Reset() {
 	*x = RollResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[10]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +945,7 @@ func (x *RollResponse) String() string {
 func (*RollResponse) ProtoMessage() {}
 
 func (x *RollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[10]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +958,7 @@ func (x *RollResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollResponse.ProtoReflect.Descriptor instead.
 func (*RollResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{10}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RollResponse) GetLease() *Lease {
@@ -825,7 +978,7 @@ type LocateRequest struct {
 
 func (x *LocateRequest) Reset() {
 	*x = LocateRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[11]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +990,7 @@ func (x *LocateRequest) String() string {
 func (*LocateRequest) ProtoMessage() {}
 
 func (x *LocateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[11]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +1003,7 @@ func (x *LocateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
 func (*LocateRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{11}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LocateRequest) GetPartition() *Partition {
@@ -879,7 +1032,7 @@ type LocateResponse struct {
 
 func (x *LocateResponse) Reset() {
 	*x = LocateResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +1044,7 @@ func (x *LocateResponse) String() string {
 func (*LocateResponse) ProtoMessage() {}
 
 func (x *LocateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +1057,7 @@ func (x *LocateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateResponse.ProtoReflect.Descriptor instead.
 func (*LocateResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{12}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LocateResponse) GetSegment() *Segment {
@@ -949,7 +1102,7 @@ type NoteRequest struct {
 
 func (x *NoteRequest) Reset() {
 	*x = NoteRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1114,7 @@ func (x *NoteRequest) String() string {
 func (*NoteRequest) ProtoMessage() {}
 
 func (x *NoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1127,7 @@ func (x *NoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteRequest.ProtoReflect.Descriptor instead.
 func (*NoteRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{13}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NoteRequest) GetPartition() *Partition {
@@ -1025,13 +1178,14 @@ type Entry struct {
 	Last          int64                  `protobuf:"varint,1,opt,name=last,proto3" json:"last,omitempty"`
 	Position      int64                  `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
 	MaxTimestamp  int64                  `protobuf:"varint,3,opt,name=max_timestamp,json=maxTimestamp,proto3" json:"max_timestamp,omitempty"`
+	MaxOffset     int64                  `protobuf:"varint,4,opt,name=max_offset,json=maxOffset,proto3" json:"max_offset,omitempty"` // the last offset of the first batch that holds max_timestamp
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1197,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1210,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{14}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Entry) GetLast() int64 {
@@ -1080,6 +1234,13 @@ func (x *Entry) GetMaxTimestamp() int64 {
 	return 0
 }
 
+func (x *Entry) GetMaxOffset() int64 {
+	if x != nil {
+		return x.MaxOffset
+	}
+	return 0
+}
+
 type NoteResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1088,7 +1249,7 @@ type NoteResponse struct {
 
 func (x *NoteResponse) Reset() {
 	*x = NoteResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1261,7 @@ func (x *NoteResponse) String() string {
 func (*NoteResponse) ProtoMessage() {}
 
 func (x *NoteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1274,7 @@ func (x *NoteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteResponse.ProtoReflect.Descriptor instead.
 func (*NoteResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{15}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{17}
 }
 
 type CloseRequest struct {
@@ -1129,7 +1290,7 @@ type CloseRequest struct {
 
 func (x *CloseRequest) Reset() {
 	*x = CloseRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1302,7 @@ func (x *CloseRequest) String() string {
 func (*CloseRequest) ProtoMessage() {}
 
 func (x *CloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1315,7 @@ func (x *CloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseRequest.ProtoReflect.Descriptor instead.
 func (*CloseRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{16}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CloseRequest) GetPartition() *Partition {
@@ -1200,7 +1361,7 @@ type CloseResponse struct {
 
 func (x *CloseResponse) Reset() {
 	*x = CloseResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1212,7 +1373,7 @@ func (x *CloseResponse) String() string {
 func (*CloseResponse) ProtoMessage() {}
 
 func (x *CloseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1225,7 +1386,7 @@ func (x *CloseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseResponse.ProtoReflect.Descriptor instead.
 func (*CloseResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{17}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{19}
 }
 
 type DeleteRequest struct {
@@ -1237,7 +1398,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1410,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1423,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{18}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteRequest) GetPartition() *Partition {
@@ -1280,7 +1441,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1453,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1466,535 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{19}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{21}
+}
+
+type ExpireRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Partition      *Partition             `protobuf:"bytes,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Instance       string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	RetentionNs    int64                  `protobuf:"varint,3,opt,name=retention_ns,json=retentionNs,proto3" json:"retention_ns,omitempty"`          // 0: no limit
+	RetentionBytes int64                  `protobuf:"varint,4,opt,name=retention_bytes,json=retentionBytes,proto3" json:"retention_bytes,omitempty"` // -1: no limit
+	Limit          int64                  `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ExpireRequest) Reset() {
+	*x = ExpireRequest{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpireRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpireRequest) ProtoMessage() {}
+
+func (x *ExpireRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpireRequest.ProtoReflect.Descriptor instead.
+func (*ExpireRequest) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ExpireRequest) GetPartition() *Partition {
+	if x != nil {
+		return x.Partition
+	}
+	return nil
+}
+
+func (x *ExpireRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *ExpireRequest) GetRetentionNs() int64 {
+	if x != nil {
+		return x.RetentionNs
+	}
+	return 0
+}
+
+func (x *ExpireRequest) GetRetentionBytes() int64 {
+	if x != nil {
+		return x.RetentionBytes
+	}
+	return 0
+}
+
+func (x *ExpireRequest) GetLimit() int64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ExpireResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LogStart      int64                  `protobuf:"varint,1,opt,name=log_start,json=logStart,proto3" json:"log_start,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExpireResponse) Reset() {
+	*x = ExpireResponse{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpireResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpireResponse) ProtoMessage() {}
+
+func (x *ExpireResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpireResponse.ProtoReflect.Descriptor instead.
+func (*ExpireResponse) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ExpireResponse) GetLogStart() int64 {
+	if x != nil {
+		return x.LogStart
+	}
+	return 0
+}
+
+type TrimRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Partition     *Partition             `protobuf:"bytes,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	LogStart      int64                  `protobuf:"varint,3,opt,name=log_start,json=logStart,proto3" json:"log_start,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimRequest) Reset() {
+	*x = TrimRequest{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimRequest) ProtoMessage() {}
+
+func (x *TrimRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimRequest.ProtoReflect.Descriptor instead.
+func (*TrimRequest) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *TrimRequest) GetPartition() *Partition {
+	if x != nil {
+		return x.Partition
+	}
+	return nil
+}
+
+func (x *TrimRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *TrimRequest) GetLogStart() int64 {
+	if x != nil {
+		return x.LogStart
+	}
+	return 0
+}
+
+type TrimResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LogStart      int64                  `protobuf:"varint,1,opt,name=log_start,json=logStart,proto3" json:"log_start,omitempty"`
+	First         int64                  `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"` // base of the first segment that is left
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimResponse) Reset() {
+	*x = TrimResponse{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimResponse) ProtoMessage() {}
+
+func (x *TrimResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimResponse.ProtoReflect.Descriptor instead.
+func (*TrimResponse) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *TrimResponse) GetLogStart() int64 {
+	if x != nil {
+		return x.LogStart
+	}
+	return 0
+}
+
+func (x *TrimResponse) GetFirst() int64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+type TruncateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Partition     *Partition             `protobuf:"bytes,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Instance      string                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"`
+	Lease         uint64                 `protobuf:"varint,3,opt,name=lease,proto3" json:"lease,omitempty"`
+	Next          int64                  `protobuf:"varint,4,opt,name=next,proto3" json:"next,omitempty"` // a batch boundary
+	Epoch         int32                  `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TruncateRequest) Reset() {
+	*x = TruncateRequest{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TruncateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TruncateRequest) ProtoMessage() {}
+
+func (x *TruncateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TruncateRequest.ProtoReflect.Descriptor instead.
+func (*TruncateRequest) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *TruncateRequest) GetPartition() *Partition {
+	if x != nil {
+		return x.Partition
+	}
+	return nil
+}
+
+func (x *TruncateRequest) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *TruncateRequest) GetLease() uint64 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
+func (x *TruncateRequest) GetNext() int64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *TruncateRequest) GetEpoch() int32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+type TruncateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Opened        *Opened                `protobuf:"bytes,1,opt,name=opened,proto3" json:"opened,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TruncateResponse) Reset() {
+	*x = TruncateResponse{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TruncateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TruncateResponse) ProtoMessage() {}
+
+func (x *TruncateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TruncateResponse.ProtoReflect.Descriptor instead.
+func (*TruncateResponse) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *TruncateResponse) GetOpened() *Opened {
+	if x != nil {
+		return x.Opened
+	}
+	return nil
+}
+
+type AdoptableRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Topic         string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptableRequest) Reset() {
+	*x = AdoptableRequest{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptableRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptableRequest) ProtoMessage() {}
+
+func (x *AdoptableRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptableRequest.ProtoReflect.Descriptor instead.
+func (*AdoptableRequest) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *AdoptableRequest) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+type AdoptableResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TopicId       string                 `protobuf:"bytes,1,opt,name=topic_id,json=topicId,proto3" json:"topic_id,omitempty"` // empty: the directories name none
+	Partitions    int32                  `protobuf:"varint,2,opt,name=partitions,proto3" json:"partitions,omitempty"`
+	Epochs        []int32                `protobuf:"varint,3,rep,packed,name=epochs,proto3" json:"epochs,omitempty"` // the last leader epoch of each partition, -1 where none is known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptableResponse) Reset() {
+	*x = AdoptableResponse{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptableResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptableResponse) ProtoMessage() {}
+
+func (x *AdoptableResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptableResponse.ProtoReflect.Descriptor instead.
+func (*AdoptableResponse) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *AdoptableResponse) GetTopicId() string {
+	if x != nil {
+		return x.TopicId
+	}
+	return ""
+}
+
+func (x *AdoptableResponse) GetPartitions() int32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return 0
+}
+
+func (x *AdoptableResponse) GetEpochs() []int32 {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
+type RoomRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RoomRequest) Reset() {
+	*x = RoomRequest{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoomRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoomRequest) ProtoMessage() {}
+
+func (x *RoomRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoomRequest.ProtoReflect.Descriptor instead.
+func (*RoomRequest) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{30}
+}
+
+type RoomResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RoomResponse) Reset() {
+	*x = RoomResponse{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoomResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoomResponse) ProtoMessage() {}
+
+func (x *RoomResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoomResponse.ProtoReflect.Descriptor instead.
+func (*RoomResponse) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{31}
 }
 
 var File_protocol_pluginpb_storage_v1_storage_proto protoreflect.FileDescriptor
@@ -1325,7 +2014,7 @@ const file_protocol_pluginpb_storage_v1_storage_proto_rawDesc = "" +
 	"durability\x18\x03 \x01(\tR\n" +
 	"durability\x12\x1f\n" +
 	"\vcanary_lend\x18\x04 \x01(\x04R\n" +
-	"canaryLend\"\x85\x02\n" +
+	"canaryLend\"\xaf\x02\n" +
 	"\vOpenRequest\x12=\n" +
 	"\tpartition\x18\x01 \x01(\v2\x1f.trunkline.storage.v1.PartitionR\tpartition\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
@@ -1333,15 +2022,24 @@ const file_protocol_pluginpb_storage_v1_storage_proto_rawDesc = "" +
 	"\x05epoch\x18\x04 \x01(\x05R\x05epoch\x12#\n" +
 	"\rsegment_bytes\x18\x05 \x01(\x03R\fsegmentBytes\x12.\n" +
 	"\x04held\x18\x06 \x01(\v2\x1a.trunkline.storage.v1.HeldR\x04held\x12\x18\n" +
-	"\aceiling\x18\a \x01(\x03R\aceiling\"\x84\x01\n" +
+	"\aceiling\x18\a \x01(\x03R\aceiling\x12\x12\n" +
+	"\x04lazy\x18\b \x01(\bR\x04lazy\x12\x14\n" +
+	"\x05adopt\x18\t \x01(\bR\x05adopt\"\x84\x01\n" +
 	"\x04Held\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\x04R\x05lease\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\x03R\x04base\x12\x1a\n" +
 	"\bposition\x18\x03 \x01(\x03R\bposition\x12\x12\n" +
 	"\x04next\x18\x04 \x01(\x03R\x04next\x12\x10\n" +
 	"\x03dev\x18\x05 \x01(\x04R\x03dev\x12\x10\n" +
-	"\x03ino\x18\x06 \x01(\x04R\x03ino\"\xc2\x01\n" +
-	"\fOpenResponse\x121\n" +
+	"\x03ino\x18\x06 \x01(\x04R\x03ino\"\x8c\x01\n" +
+	"\fOpenResponse\x12<\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1e.trunkline.storage.v1.ProgressH\x00R\bprogress\x126\n" +
+	"\x06opened\x18\x02 \x01(\v2\x1c.trunkline.storage.v1.OpenedH\x00R\x06openedB\x06\n" +
+	"\x04step\"4\n" +
+	"\bProgress\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x03R\x05total\"\xbc\x01\n" +
+	"\x06Opened\x121\n" +
 	"\x05lease\x18\x01 \x01(\v2\x1b.trunkline.storage.v1.LeaseR\x05lease\x12\x1b\n" +
 	"\tlog_start\x18\x02 \x01(\x03R\blogStart\x125\n" +
 	"\x06sealed\x18\x03 \x03(\v2\x1d.trunkline.storage.v1.SegmentR\x06sealed\x12+\n" +
@@ -1389,11 +2087,13 @@ const file_protocol_pluginpb_storage_v1_storage_proto_rawDesc = "" +
 	"\x05lease\x18\x03 \x01(\x04R\x05lease\x12\x1a\n" +
 	"\bposition\x18\x04 \x01(\x03R\bposition\x12\x12\n" +
 	"\x04next\x18\x05 \x01(\x03R\x04next\x125\n" +
-	"\aentries\x18\x06 \x03(\v2\x1b.trunkline.storage.v1.EntryR\aentries\"\\\n" +
+	"\aentries\x18\x06 \x03(\v2\x1b.trunkline.storage.v1.EntryR\aentries\"{\n" +
 	"\x05Entry\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\x03R\x04last\x12\x1a\n" +
 	"\bposition\x18\x02 \x01(\x03R\bposition\x12#\n" +
-	"\rmax_timestamp\x18\x03 \x01(\x03R\fmaxTimestamp\"\x0e\n" +
+	"\rmax_timestamp\x18\x03 \x01(\x03R\fmaxTimestamp\x12\x1d\n" +
+	"\n" +
+	"max_offset\x18\x04 \x01(\x03R\tmaxOffset\"\x0e\n" +
 	"\fNoteResponse\"\xaf\x01\n" +
 	"\fCloseRequest\x12=\n" +
 	"\tpartition\x18\x01 \x01(\v2\x1f.trunkline.storage.v1.PartitionR\tpartition\x12\x1a\n" +
@@ -1404,15 +2104,53 @@ const file_protocol_pluginpb_storage_v1_storage_proto_rawDesc = "" +
 	"\rCloseResponse\"N\n" +
 	"\rDeleteRequest\x12=\n" +
 	"\tpartition\x18\x01 \x01(\v2\x1f.trunkline.storage.v1.PartitionR\tpartition\"\x10\n" +
-	"\x0eDeleteResponse2\xcd\x04\n" +
+	"\x0eDeleteResponse\"\xcc\x01\n" +
+	"\rExpireRequest\x12=\n" +
+	"\tpartition\x18\x01 \x01(\v2\x1f.trunkline.storage.v1.PartitionR\tpartition\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12!\n" +
+	"\fretention_ns\x18\x03 \x01(\x03R\vretentionNs\x12'\n" +
+	"\x0fretention_bytes\x18\x04 \x01(\x03R\x0eretentionBytes\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\x03R\x05limit\"-\n" +
+	"\x0eExpireResponse\x12\x1b\n" +
+	"\tlog_start\x18\x01 \x01(\x03R\blogStart\"\x85\x01\n" +
+	"\vTrimRequest\x12=\n" +
+	"\tpartition\x18\x01 \x01(\v2\x1f.trunkline.storage.v1.PartitionR\tpartition\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12\x1b\n" +
+	"\tlog_start\x18\x03 \x01(\x03R\blogStart\"A\n" +
+	"\fTrimResponse\x12\x1b\n" +
+	"\tlog_start\x18\x01 \x01(\x03R\blogStart\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\x03R\x05first\"\xac\x01\n" +
+	"\x0fTruncateRequest\x12=\n" +
+	"\tpartition\x18\x01 \x01(\v2\x1f.trunkline.storage.v1.PartitionR\tpartition\x12\x1a\n" +
+	"\binstance\x18\x02 \x01(\tR\binstance\x12\x14\n" +
+	"\x05lease\x18\x03 \x01(\x04R\x05lease\x12\x12\n" +
+	"\x04next\x18\x04 \x01(\x03R\x04next\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x05R\x05epoch\"H\n" +
+	"\x10TruncateResponse\x124\n" +
+	"\x06opened\x18\x01 \x01(\v2\x1c.trunkline.storage.v1.OpenedR\x06opened\"(\n" +
+	"\x10AdoptableRequest\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\"f\n" +
+	"\x11AdoptableResponse\x12\x19\n" +
+	"\btopic_id\x18\x01 \x01(\tR\atopicId\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x02 \x01(\x05R\n" +
+	"partitions\x12\x16\n" +
+	"\x06epochs\x18\x03 \x03(\x05R\x06epochs\"\r\n" +
+	"\vRoomRequest\"\x0e\n" +
+	"\fRoomResponse2\xfb\a\n" +
 	"\aStorage\x12Y\n" +
-	"\bDescribe\x12%.trunkline.storage.v1.DescribeRequest\x1a&.trunkline.storage.v1.DescribeResponse\x12M\n" +
-	"\x04Open\x12!.trunkline.storage.v1.OpenRequest\x1a\".trunkline.storage.v1.OpenResponse\x12M\n" +
+	"\bDescribe\x12%.trunkline.storage.v1.DescribeRequest\x1a&.trunkline.storage.v1.DescribeResponse\x12O\n" +
+	"\x04Open\x12!.trunkline.storage.v1.OpenRequest\x1a\".trunkline.storage.v1.OpenResponse0\x01\x12M\n" +
 	"\x04Roll\x12!.trunkline.storage.v1.RollRequest\x1a\".trunkline.storage.v1.RollResponse\x12S\n" +
 	"\x06Locate\x12#.trunkline.storage.v1.LocateRequest\x1a$.trunkline.storage.v1.LocateResponse\x12M\n" +
 	"\x04Note\x12!.trunkline.storage.v1.NoteRequest\x1a\".trunkline.storage.v1.NoteResponse\x12P\n" +
 	"\x05Close\x12\".trunkline.storage.v1.CloseRequest\x1a#.trunkline.storage.v1.CloseResponse\x12S\n" +
-	"\x06Delete\x12#.trunkline.storage.v1.DeleteRequest\x1a$.trunkline.storage.v1.DeleteResponseBJZHgithub.com/trunkline-mq/trunkline/protocol/pluginpb/storage/v1;storagepbb\x06proto3"
+	"\x06Delete\x12#.trunkline.storage.v1.DeleteRequest\x1a$.trunkline.storage.v1.DeleteResponse\x12S\n" +
+	"\x06Expire\x12#.trunkline.storage.v1.ExpireRequest\x1a$.trunkline.storage.v1.ExpireResponse\x12M\n" +
+	"\x04Trim\x12!.trunkline.storage.v1.TrimRequest\x1a\".trunkline.storage.v1.TrimResponse\x12Y\n" +
+	"\bTruncate\x12%.trunkline.storage.v1.TruncateRequest\x1a&.trunkline.storage.v1.TruncateResponse\x12\\\n" +
+	"\tAdoptable\x12&.trunkline.storage.v1.AdoptableRequest\x1a'.trunkline.storage.v1.AdoptableResponse\x12M\n" +
+	"\x04Room\x12!.trunkline.storage.v1.RoomRequest\x1a\".trunkline.storage.v1.RoomResponseBJZHgithub.com/trunkline-mq/trunkline/protocol/pluginpb/storage/v1;storagepbb\x06proto3"
 
 var (
 	file_protocol_pluginpb_storage_v1_storage_proto_rawDescOnce sync.Once
@@ -1426,62 +2164,90 @@ func file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP() []byte {
 	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescData
 }
 
-var file_protocol_pluginpb_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_protocol_pluginpb_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_protocol_pluginpb_storage_v1_storage_proto_goTypes = []any{
-	(*Partition)(nil),        // 0: trunkline.storage.v1.Partition
-	(*DescribeRequest)(nil),  // 1: trunkline.storage.v1.DescribeRequest
-	(*DescribeResponse)(nil), // 2: trunkline.storage.v1.DescribeResponse
-	(*OpenRequest)(nil),      // 3: trunkline.storage.v1.OpenRequest
-	(*Held)(nil),             // 4: trunkline.storage.v1.Held
-	(*OpenResponse)(nil),     // 5: trunkline.storage.v1.OpenResponse
-	(*Lease)(nil),            // 6: trunkline.storage.v1.Lease
-	(*Segment)(nil),          // 7: trunkline.storage.v1.Segment
-	(*Cut)(nil),              // 8: trunkline.storage.v1.Cut
-	(*RollRequest)(nil),      // 9: trunkline.storage.v1.RollRequest
-	(*RollResponse)(nil),     // 10: trunkline.storage.v1.RollResponse
-	(*LocateRequest)(nil),    // 11: trunkline.storage.v1.LocateRequest
-	(*LocateResponse)(nil),   // 12: trunkline.storage.v1.LocateResponse
-	(*NoteRequest)(nil),      // 13: trunkline.storage.v1.NoteRequest
-	(*Entry)(nil),            // 14: trunkline.storage.v1.Entry
-	(*NoteResponse)(nil),     // 15: trunkline.storage.v1.NoteResponse
-	(*CloseRequest)(nil),     // 16: trunkline.storage.v1.CloseRequest
-	(*CloseResponse)(nil),    // 17: trunkline.storage.v1.CloseResponse
-	(*DeleteRequest)(nil),    // 18: trunkline.storage.v1.DeleteRequest
-	(*DeleteResponse)(nil),   // 19: trunkline.storage.v1.DeleteResponse
+	(*Partition)(nil),         // 0: trunkline.storage.v1.Partition
+	(*DescribeRequest)(nil),   // 1: trunkline.storage.v1.DescribeRequest
+	(*DescribeResponse)(nil),  // 2: trunkline.storage.v1.DescribeResponse
+	(*OpenRequest)(nil),       // 3: trunkline.storage.v1.OpenRequest
+	(*Held)(nil),              // 4: trunkline.storage.v1.Held
+	(*OpenResponse)(nil),      // 5: trunkline.storage.v1.OpenResponse
+	(*Progress)(nil),          // 6: trunkline.storage.v1.Progress
+	(*Opened)(nil),            // 7: trunkline.storage.v1.Opened
+	(*Lease)(nil),             // 8: trunkline.storage.v1.Lease
+	(*Segment)(nil),           // 9: trunkline.storage.v1.Segment
+	(*Cut)(nil),               // 10: trunkline.storage.v1.Cut
+	(*RollRequest)(nil),       // 11: trunkline.storage.v1.RollRequest
+	(*RollResponse)(nil),      // 12: trunkline.storage.v1.RollResponse
+	(*LocateRequest)(nil),     // 13: trunkline.storage.v1.LocateRequest
+	(*LocateResponse)(nil),    // 14: trunkline.storage.v1.LocateResponse
+	(*NoteRequest)(nil),       // 15: trunkline.storage.v1.NoteRequest
+	(*Entry)(nil),             // 16: trunkline.storage.v1.Entry
+	(*NoteResponse)(nil),      // 17: trunkline.storage.v1.NoteResponse
+	(*CloseRequest)(nil),      // 18: trunkline.storage.v1.CloseRequest
+	(*CloseResponse)(nil),     // 19: trunkline.storage.v1.CloseResponse
+	(*DeleteRequest)(nil),     // 20: trunkline.storage.v1.DeleteRequest
+	(*DeleteResponse)(nil),    // 21: trunkline.storage.v1.DeleteResponse
+	(*ExpireRequest)(nil),     // 22: trunkline.storage.v1.ExpireRequest
+	(*ExpireResponse)(nil),    // 23: trunkline.storage.v1.ExpireResponse
+	(*TrimRequest)(nil),       // 24: trunkline.storage.v1.TrimRequest
+	(*TrimResponse)(nil),      // 25: trunkline.storage.v1.TrimResponse
+	(*TruncateRequest)(nil),   // 26: trunkline.storage.v1.TruncateRequest
+	(*TruncateResponse)(nil),  // 27: trunkline.storage.v1.TruncateResponse
+	(*AdoptableRequest)(nil),  // 28: trunkline.storage.v1.AdoptableRequest
+	(*AdoptableResponse)(nil), // 29: trunkline.storage.v1.AdoptableResponse
+	(*RoomRequest)(nil),       // 30: trunkline.storage.v1.RoomRequest
+	(*RoomResponse)(nil),      // 31: trunkline.storage.v1.RoomResponse
 }
 var file_protocol_pluginpb_storage_v1_storage_proto_depIdxs = []int32{
 	0,  // 0: trunkline.storage.v1.OpenRequest.partition:type_name -> trunkline.storage.v1.Partition
 	4,  // 1: trunkline.storage.v1.OpenRequest.held:type_name -> trunkline.storage.v1.Held
-	6,  // 2: trunkline.storage.v1.OpenResponse.lease:type_name -> trunkline.storage.v1.Lease
-	7,  // 3: trunkline.storage.v1.OpenResponse.sealed:type_name -> trunkline.storage.v1.Segment
-	8,  // 4: trunkline.storage.v1.OpenResponse.cut:type_name -> trunkline.storage.v1.Cut
-	0,  // 5: trunkline.storage.v1.RollRequest.partition:type_name -> trunkline.storage.v1.Partition
-	6,  // 6: trunkline.storage.v1.RollResponse.lease:type_name -> trunkline.storage.v1.Lease
-	0,  // 7: trunkline.storage.v1.LocateRequest.partition:type_name -> trunkline.storage.v1.Partition
-	7,  // 8: trunkline.storage.v1.LocateResponse.segment:type_name -> trunkline.storage.v1.Segment
-	0,  // 9: trunkline.storage.v1.NoteRequest.partition:type_name -> trunkline.storage.v1.Partition
-	14, // 10: trunkline.storage.v1.NoteRequest.entries:type_name -> trunkline.storage.v1.Entry
-	0,  // 11: trunkline.storage.v1.CloseRequest.partition:type_name -> trunkline.storage.v1.Partition
-	0,  // 12: trunkline.storage.v1.DeleteRequest.partition:type_name -> trunkline.storage.v1.Partition
-	1,  // 13: trunkline.storage.v1.Storage.Describe:input_type -> trunkline.storage.v1.DescribeRequest
-	3,  // 14: trunkline.storage.v1.Storage.Open:input_type -> trunkline.storage.v1.OpenRequest
-	9,  // 15: trunkline.storage.v1.Storage.Roll:input_type -> trunkline.storage.v1.RollRequest
-	11, // 16: trunkline.storage.v1.Storage.Locate:input_type -> trunkline.storage.v1.LocateRequest
-	13, // 17: trunkline.storage.v1.Storage.Note:input_type -> trunkline.storage.v1.NoteRequest
-	16, // 18: trunkline.storage.v1.Storage.Close:input_type -> trunkline.storage.v1.CloseRequest
-	18, // 19: trunkline.storage.v1.Storage.Delete:input_type -> trunkline.storage.v1.DeleteRequest
-	2,  // 20: trunkline.storage.v1.Storage.Describe:output_type -> trunkline.storage.v1.DescribeResponse
-	5,  // 21: trunkline.storage.v1.Storage.Open:output_type -> trunkline.storage.v1.OpenResponse
-	10, // 22: trunkline.storage.v1.Storage.Roll:output_type -> trunkline.storage.v1.RollResponse
-	12, // 23: trunkline.storage.v1.Storage.Locate:output_type -> trunkline.storage.v1.LocateResponse
-	15, // 24: trunkline.storage.v1.Storage.Note:output_type -> trunkline.storage.v1.NoteResponse
-	17, // 25: trunkline.storage.v1.Storage.Close:output_type -> trunkline.storage.v1.CloseResponse
-	19, // 26: trunkline.storage.v1.Storage.Delete:output_type -> trunkline.storage.v1.DeleteResponse
-	20, // [20:27] is the sub-list for method output_type
-	13, // [13:20] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	6,  // 2: trunkline.storage.v1.OpenResponse.progress:type_name -> trunkline.storage.v1.Progress
+	7,  // 3: trunkline.storage.v1.OpenResponse.opened:type_name -> trunkline.storage.v1.Opened
+	8,  // 4: trunkline.storage.v1.Opened.lease:type_name -> trunkline.storage.v1.Lease
+	9,  // 5: trunkline.storage.v1.Opened.sealed:type_name -> trunkline.storage.v1.Segment
+	10, // 6: trunkline.storage.v1.Opened.cut:type_name -> trunkline.storage.v1.Cut
+	0,  // 7: trunkline.storage.v1.RollRequest.partition:type_name -> trunkline.storage.v1.Partition
+	8,  // 8: trunkline.storage.v1.RollResponse.lease:type_name -> trunkline.storage.v1.Lease
+	0,  // 9: trunkline.storage.v1.LocateRequest.partition:type_name -> trunkline.storage.v1.Partition
+	9,  // 10: trunkline.storage.v1.LocateResponse.segment:type_name -> trunkline.storage.v1.Segment
+	0,  // 11: trunkline.storage.v1.NoteRequest.partition:type_name -> trunkline.storage.v1.Partition
+	16, // 12: trunkline.storage.v1.NoteRequest.entries:type_name -> trunkline.storage.v1.Entry
+	0,  // 13: trunkline.storage.v1.CloseRequest.partition:type_name -> trunkline.storage.v1.Partition
+	0,  // 14: trunkline.storage.v1.DeleteRequest.partition:type_name -> trunkline.storage.v1.Partition
+	0,  // 15: trunkline.storage.v1.ExpireRequest.partition:type_name -> trunkline.storage.v1.Partition
+	0,  // 16: trunkline.storage.v1.TrimRequest.partition:type_name -> trunkline.storage.v1.Partition
+	0,  // 17: trunkline.storage.v1.TruncateRequest.partition:type_name -> trunkline.storage.v1.Partition
+	7,  // 18: trunkline.storage.v1.TruncateResponse.opened:type_name -> trunkline.storage.v1.Opened
+	1,  // 19: trunkline.storage.v1.Storage.Describe:input_type -> trunkline.storage.v1.DescribeRequest
+	3,  // 20: trunkline.storage.v1.Storage.Open:input_type -> trunkline.storage.v1.OpenRequest
+	11, // 21: trunkline.storage.v1.Storage.Roll:input_type -> trunkline.storage.v1.RollRequest
+	13, // 22: trunkline.storage.v1.Storage.Locate:input_type -> trunkline.storage.v1.LocateRequest
+	15, // 23: trunkline.storage.v1.Storage.Note:input_type -> trunkline.storage.v1.NoteRequest
+	18, // 24: trunkline.storage.v1.Storage.Close:input_type -> trunkline.storage.v1.CloseRequest
+	20, // 25: trunkline.storage.v1.Storage.Delete:input_type -> trunkline.storage.v1.DeleteRequest
+	22, // 26: trunkline.storage.v1.Storage.Expire:input_type -> trunkline.storage.v1.ExpireRequest
+	24, // 27: trunkline.storage.v1.Storage.Trim:input_type -> trunkline.storage.v1.TrimRequest
+	26, // 28: trunkline.storage.v1.Storage.Truncate:input_type -> trunkline.storage.v1.TruncateRequest
+	28, // 29: trunkline.storage.v1.Storage.Adoptable:input_type -> trunkline.storage.v1.AdoptableRequest
+	30, // 30: trunkline.storage.v1.Storage.Room:input_type -> trunkline.storage.v1.RoomRequest
+	2,  // 31: trunkline.storage.v1.Storage.Describe:output_type -> trunkline.storage.v1.DescribeResponse
+	5,  // 32: trunkline.storage.v1.Storage.Open:output_type -> trunkline.storage.v1.OpenResponse
+	12, // 33: trunkline.storage.v1.Storage.Roll:output_type -> trunkline.storage.v1.RollResponse
+	14, // 34: trunkline.storage.v1.Storage.Locate:output_type -> trunkline.storage.v1.LocateResponse
+	17, // 35: trunkline.storage.v1.Storage.Note:output_type -> trunkline.storage.v1.NoteResponse
+	19, // 36: trunkline.storage.v1.Storage.Close:output_type -> trunkline.storage.v1.CloseResponse
+	21, // 37: trunkline.storage.v1.Storage.Delete:output_type -> trunkline.storage.v1.DeleteResponse
+	23, // 38: trunkline.storage.v1.Storage.Expire:output_type -> trunkline.storage.v1.ExpireResponse
+	25, // 39: trunkline.storage.v1.Storage.Trim:output_type -> trunkline.storage.v1.TrimResponse
+	27, // 40: trunkline.storage.v1.Storage.Truncate:output_type -> trunkline.storage.v1.TruncateResponse
+	29, // 41: trunkline.storage.v1.Storage.Adoptable:output_type -> trunkline.storage.v1.AdoptableResponse
+	31, // 42: trunkline.storage.v1.Storage.Room:output_type -> trunkline.storage.v1.RoomResponse
+	31, // [31:43] is the sub-list for method output_type
+	19, // [19:31] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_protocol_pluginpb_storage_v1_storage_proto_init() }
@@ -1489,13 +2255,17 @@ func file_protocol_pluginpb_storage_v1_storage_proto_init() {
 	if File_protocol_pluginpb_storage_v1_storage_proto != nil {
 		return
 	}
+	file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[5].OneofWrappers = []any{
+		(*OpenResponse_Progress)(nil),
+		(*OpenResponse_Opened)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocol_pluginpb_storage_v1_storage_proto_rawDesc), len(file_protocol_pluginpb_storage_v1_storage_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,28 +28,39 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Storage_Describe_FullMethodName = "/trunkline.storage.v1.Storage/Describe"
-	Storage_Open_FullMethodName     = "/trunkline.storage.v1.Storage/Open"
-	Storage_Roll_FullMethodName     = "/trunkline.storage.v1.Storage/Roll"
-	Storage_Locate_FullMethodName   = "/trunkline.storage.v1.Storage/Locate"
-	Storage_Note_FullMethodName     = "/trunkline.storage.v1.Storage/Note"
-	Storage_Close_FullMethodName    = "/trunkline.storage.v1.Storage/Close"
-	Storage_Delete_FullMethodName   = "/trunkline.storage.v1.Storage/Delete"
+	Storage_Describe_FullMethodName  = "/trunkline.storage.v1.Storage/Describe"
+	Storage_Open_FullMethodName      = "/trunkline.storage.v1.Storage/Open"
+	Storage_Roll_FullMethodName      = "/trunkline.storage.v1.Storage/Roll"
+	Storage_Locate_FullMethodName    = "/trunkline.storage.v1.Storage/Locate"
+	Storage_Note_FullMethodName      = "/trunkline.storage.v1.Storage/Note"
+	Storage_Close_FullMethodName     = "/trunkline.storage.v1.Storage/Close"
+	Storage_Delete_FullMethodName    = "/trunkline.storage.v1.Storage/Delete"
+	Storage_Expire_FullMethodName    = "/trunkline.storage.v1.Storage/Expire"
+	Storage_Trim_FullMethodName      = "/trunkline.storage.v1.Storage/Trim"
+	Storage_Truncate_FullMethodName  = "/trunkline.storage.v1.Storage/Truncate"
+	Storage_Adoptable_FullMethodName = "/trunkline.storage.v1.Storage/Adoptable"
+	Storage_Room_FullMethodName      = "/trunkline.storage.v1.Storage/Room"
 )
 
 // StorageClient is the client API for Storage service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Storage makes, recovers, seals, locates and deletes segments.
+// Storage makes, recovers, seals, locates, expires, cuts and deletes segments.
 type StorageClient interface {
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
-	Open(ctx context.Context, in *OpenRequest, opts ...grpc.CallOption) (*OpenResponse, error)
+	// Open says at least once a second how far it has come, and ends with one message that holds opened.
+	Open(ctx context.Context, in *OpenRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OpenResponse], error)
 	Roll(ctx context.Context, in *RollRequest, opts ...grpc.CallOption) (*RollResponse, error)
 	Locate(ctx context.Context, in *LocateRequest, opts ...grpc.CallOption) (*LocateResponse, error)
 	Note(ctx context.Context, in *NoteRequest, opts ...grpc.CallOption) (*NoteResponse, error)
 	Close(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*CloseResponse, error)
 	Delete(ctx context.Context, in *DeleteRequest, opts ...grpc.CallOption) (*DeleteResponse, error)
+	Expire(ctx context.Context, in *ExpireRequest, opts ...grpc.CallOption) (*ExpireResponse, error)
+	Trim(ctx context.Context, in *TrimRequest, opts ...grpc.CallOption) (*TrimResponse, error)
+	Truncate(ctx context.Context, in *TruncateRequest, opts ...grpc.CallOption) (*TruncateResponse, error)
+	Adoptable(ctx context.Context, in *AdoptableRequest, opts ...grpc.CallOption) (*AdoptableResponse, error)
+	Room(ctx context.Context, in *RoomRequest, opts ...grpc.CallOption) (*RoomResponse, error)
 }
 
 type storageClient struct {
@@ -70,15 +81,24 @@ func (c *storageClient) Describe(ctx context.Context, in *DescribeRequest, opts 
 	return out, nil
 }
 
-func (c *storageClient) Open(ctx context.Context, in *OpenRequest, opts ...grpc.CallOption) (*OpenResponse, error) {
+func (c *storageClient) Open(ctx context.Context, in *OpenRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OpenResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(OpenResponse)
-	err := c.cc.Invoke(ctx, Storage_Open_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Storage_ServiceDesc.Streams[0], Storage_Open_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[OpenRequest, OpenResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Storage_OpenClient = grpc.ServerStreamingClient[OpenResponse]
 
 func (c *storageClient) Roll(ctx context.Context, in *RollRequest, opts ...grpc.CallOption) (*RollResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -130,19 +150,75 @@ func (c *storageClient) Delete(ctx context.Context, in *DeleteRequest, opts ...g
 	return out, nil
 }
 
+func (c *storageClient) Expire(ctx context.Context, in *ExpireRequest, opts ...grpc.CallOption) (*ExpireResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExpireResponse)
+	err := c.cc.Invoke(ctx, Storage_Expire_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageClient) Trim(ctx context.Context, in *TrimRequest, opts ...grpc.CallOption) (*TrimResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TrimResponse)
+	err := c.cc.Invoke(ctx, Storage_Trim_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageClient) Truncate(ctx context.Context, in *TruncateRequest, opts ...grpc.CallOption) (*TruncateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TruncateResponse)
+	err := c.cc.Invoke(ctx, Storage_Truncate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageClient) Adoptable(ctx context.Context, in *AdoptableRequest, opts ...grpc.CallOption) (*AdoptableResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdoptableResponse)
+	err := c.cc.Invoke(ctx, Storage_Adoptable_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageClient) Room(ctx context.Context, in *RoomRequest, opts ...grpc.CallOption) (*RoomResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RoomResponse)
+	err := c.cc.Invoke(ctx, Storage_Room_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // StorageServer is the server API for Storage service.
 // All implementations must embed UnimplementedStorageServer
 // for forward compatibility.
 //
-// Storage makes, recovers, seals, locates and deletes segments.
+// Storage makes, recovers, seals, locates, expires, cuts and deletes segments.
 type StorageServer interface {
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
-	Open(context.Context, *OpenRequest) (*OpenResponse, error)
+	// Open says at least once a second how far it has come, and ends with one message that holds opened.
+	Open(*OpenRequest, grpc.ServerStreamingServer[OpenResponse]) error
 	Roll(context.Context, *RollRequest) (*RollResponse, error)
 	Locate(context.Context, *LocateRequest) (*LocateResponse, error)
 	Note(context.Context, *NoteRequest) (*NoteResponse, error)
 	Close(context.Context, *CloseRequest) (*CloseResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
+	Expire(context.Context, *ExpireRequest) (*ExpireResponse, error)
+	Trim(context.Context, *TrimRequest) (*TrimResponse, error)
+	Truncate(context.Context, *TruncateRequest) (*TruncateResponse, error)
+	Adoptable(context.Context, *AdoptableRequest) (*AdoptableResponse, error)
+	Room(context.Context, *RoomRequest) (*RoomResponse, error)
 	mustEmbedUnimplementedStorageServer()
 }
 
@@ -156,8 +232,8 @@ type UnimplementedStorageServer struct{}
 func (UnimplementedStorageServer) Describe(context.Context, *DescribeRequest) (*DescribeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
 }
-func (UnimplementedStorageServer) Open(context.Context, *OpenRequest) (*OpenResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Open not implemented")
+func (UnimplementedStorageServer) Open(*OpenRequest, grpc.ServerStreamingServer[OpenResponse]) error {
+	return status.Error(codes.Unimplemented, "method Open not implemented")
 }
 func (UnimplementedStorageServer) Roll(context.Context, *RollRequest) (*RollResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Roll not implemented")
@@ -173,6 +249,21 @@ func (UnimplementedStorageServer) Close(context.Context, *CloseRequest) (*CloseR
 }
 func (UnimplementedStorageServer) Delete(context.Context, *DeleteRequest) (*DeleteResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Delete not implemented")
+}
+func (UnimplementedStorageServer) Expire(context.Context, *ExpireRequest) (*ExpireResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Expire not implemented")
+}
+func (UnimplementedStorageServer) Trim(context.Context, *TrimRequest) (*TrimResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Trim not implemented")
+}
+func (UnimplementedStorageServer) Truncate(context.Context, *TruncateRequest) (*TruncateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Truncate not implemented")
+}
+func (UnimplementedStorageServer) Adoptable(context.Context, *AdoptableRequest) (*AdoptableResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Adoptable not implemented")
+}
+func (UnimplementedStorageServer) Room(context.Context, *RoomRequest) (*RoomResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Room not implemented")
 }
 func (UnimplementedStorageServer) mustEmbedUnimplementedStorageServer() {}
 func (UnimplementedStorageServer) testEmbeddedByValue()                 {}
@@ -213,23 +304,16 @@ func _Storage_Describe_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Storage_Open_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(OpenRequest)
-	if err := dec(in); err != nil {
-		return nil, err
+func _Storage_Open_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(OpenRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
 	}
-	if interceptor == nil {
-		return srv.(StorageServer).Open(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Storage_Open_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(StorageServer).Open(ctx, req.(*OpenRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+	return srv.(StorageServer).Open(m, &grpc.GenericServerStream[OpenRequest, OpenResponse]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Storage_OpenServer = grpc.ServerStreamingServer[OpenResponse]
 
 func _Storage_Roll_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RollRequest)
@@ -321,6 +405,96 @@ func _Storage_Delete_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Storage_Expire_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExpireRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServer).Expire(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Storage_Expire_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServer).Expire(ctx, req.(*ExpireRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Storage_Trim_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TrimRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServer).Trim(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Storage_Trim_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServer).Trim(ctx, req.(*TrimRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Storage_Truncate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TruncateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServer).Truncate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Storage_Truncate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServer).Truncate(ctx, req.(*TruncateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Storage_Adoptable_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdoptableRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServer).Adoptable(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Storage_Adoptable_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServer).Adoptable(ctx, req.(*AdoptableRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Storage_Room_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RoomRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServer).Room(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Storage_Room_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServer).Room(ctx, req.(*RoomRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Storage_ServiceDesc is the grpc.ServiceDesc for Storage service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -331,10 +505,6 @@ var Storage_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Describe",
 			Handler:    _Storage_Describe_Handler,
-		},
-		{
-			MethodName: "Open",
-			Handler:    _Storage_Open_Handler,
 		},
 		{
 			MethodName: "Roll",
@@ -356,7 +526,33 @@ var Storage_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Delete",
 			Handler:    _Storage_Delete_Handler,
 		},
+		{
+			MethodName: "Expire",
+			Handler:    _Storage_Expire_Handler,
+		},
+		{
+			MethodName: "Trim",
+			Handler:    _Storage_Trim_Handler,
+		},
+		{
+			MethodName: "Truncate",
+			Handler:    _Storage_Truncate_Handler,
+		},
+		{
+			MethodName: "Adoptable",
+			Handler:    _Storage_Adoptable_Handler,
+		},
+		{
+			MethodName: "Room",
+			Handler:    _Storage_Room_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Open",
+			Handler:       _Storage_Open_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "protocol/pluginpb/storage/v1/storage.proto",
 }

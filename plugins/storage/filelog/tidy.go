@@ -1,0 +1,262 @@
+package filelog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
+	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+)
+
+// tidyPart does for one partition what no caller waits for.
+func (s *Store) tidyPart(ctx context.Context, name string) {
+	p, err := s.enter(ctx, name)
+	if err != nil {
+		return // stopping, which tidies once more
+	}
+	defer s.leave(p)
+	if err := s.tidy(ctx, p); err != nil && ctx.Err() == nil {
+		s.workerFailed("indexes of "+name, err)
+	}
+}
+
+// tidy writes the index entries that were noted, completes and syncs the indexes of segments that were sealed, saves
+// their stamps, and lets the recovery point follow. The caller has the partition's turn.
+func (s *Store) tidy(ctx context.Context, p *part) error {
+	dir := s.disk.partition(p.name)
+	for {
+		p.mu.Lock()
+		st := &p.state
+		if len(st.segments) == 0 || st.failed != nil {
+			p.mu.Unlock()
+			return nil
+		}
+		sealing := st.sealing > 0
+		g := st.segments[len(st.segments)-1-st.sealing]
+		p.mu.Unlock()
+		if !sealing {
+			break
+		}
+		if err := s.index(ctx, p, g, indexSealed); err != nil {
+			return fmt.Errorf("segment %d: %w", g.Base, err)
+		}
+		if err := s.withReserve(func() error { return s.disk.fs.SyncDir(dir) }); err != nil {
+			return err
+		}
+		p.mu.Lock()
+		p.state.sealing--
+		p.mu.Unlock()
+	}
+	if err := s.mend(ctx, p); err != nil {
+		return err
+	}
+	if err := s.saveStamps(p); err != nil {
+		return err
+	}
+	s.follow(p)
+	return nil
+}
+
+// follow sets the partition's recovery point in the checkpoint.
+func (s *Store) follow(p *part) {
+	p.mu.Lock()
+	st := &p.state
+	st.advance()
+	which, point, changed := st.which, st.point, st.point > 0
+	p.mu.Unlock()
+	if changed {
+		s.recoveryPoints.set(which, point)
+	}
+}
+
+// mend writes what waits for the active segment's indexes, and makes again those that lie.
+func (s *Store) mend(ctx context.Context, p *part) error {
+	p.mu.Lock()
+	var todo []*segment
+	active, parked := p.state.active(), p.state.parked
+	for _, g := range p.state.segments {
+		if g.x.broken || g == active && (len(g.x.pending) > 0 || parked) {
+			todo = append(todo, g)
+		}
+	}
+	p.mu.Unlock()
+	for _, g := range todo {
+		reach := indexSealed
+		switch {
+		case g == active && parked:
+			reach = indexWhole
+		case g == active:
+			reach = indexNoted
+		}
+		if err := s.index(ctx, p, g, reach); err != nil {
+			return fmt.Errorf("segment %d: %w", g.Base, err)
+		}
+	}
+	return nil
+}
+
+// reach is how far indexes are to go.
+type reach int
+
+const (
+	indexNoted  reach = iota // by the entries that were noted
+	indexWhole               // to the segment's end, so that its latest time is known: a core that comes back asks the store
+	indexSealed              // that, for good
+)
+
+// index brings the index files of g up to what is known of it: of a sealed segment all, durably but for new names.
+// What goes wrong leaves them to be made again.
+func (s *Store) index(ctx context.Context, p *part, g *segment, to reach) error {
+	dir := s.disk.partition(p.name)
+	p.mu.Lock()
+	known, x := g.Segment, g.x
+	p.mu.Unlock()
+	noted, lied := len(x.pending), x.broken
+	if lied {
+		x = noIndexes()
+	}
+	sealed, whole := to == indexSealed, to != indexNoted || lied
+	err := s.withReserve(func() error {
+		w := &indexer{disk: s.disk, dir: dir, base: known.Base, x: x}
+		err := s.fill(ctx, w, known, whole)
+		if errors.Is(err, errIndexLies) || errors.Is(err, errIndexShort) {
+			*w = indexer{disk: s.disk, dir: dir, base: known.Base, x: noIndexes()}
+			err = s.fill(ctx, w, known, true)
+		}
+		if err == nil {
+			if sealed {
+				w.stamp()
+			}
+			err = w.flush(sealed)
+		}
+		if err == nil {
+			x = w.x
+		}
+		return err
+	})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	waiting := g.x.pending
+	if err != nil {
+		g.x = noIndexes()
+		g.x.broken = true
+		return err
+	}
+	again := g.x.broken && !lied // found out meanwhile
+	g.x = x
+	g.x.pending, g.x.broken = slices.Clone(waiting[min(noted, len(waiting)):]), again
+	g.MaxTimestamp = max(g.MaxTimestamp, x.latest.MaxTimestamp)
+	return nil
+}
+
+// fill gives w the entries that wait, and with whole all batches after the last entry.
+func (s *Store) fill(ctx context.Context, w *indexer, g storage.Segment, whole bool) error {
+	for _, e := range w.x.pending {
+		w.entry(e)
+	}
+	w.x.pending = nil
+	if !whole || g.Size == 0 {
+		return nil
+	}
+	f, err := s.disk.fs.Open(segmentPath(w.dir, g.Base), vfs.Read)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // only read
+	from, next := int64(0), g.Base
+	if w.x.offsets > 0 {
+		from = w.x.last.Position
+	}
+	k := walk{file: f, segment: g}
+	for at := from; at < g.Size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b, err := k.header(at)
+		if err == nil && (b.LastDelta() < 0 || b.BaseOffset() < next || b.LastOffset() >= g.Next) {
+			err = fmt.Errorf("batch of [%d, %d) where %d is next", b.BaseOffset(), b.NextOffset(), next)
+		}
+		if from > 0 && at == from && (err != nil || b.LastOffset() != w.x.last.Last) || err == nil && w.x.contradicts(b) {
+			return fmt.Errorf("%w at position %d", errIndexLies, at)
+		}
+		if err != nil {
+			return fmt.Errorf("position %d: %w", at, err)
+		}
+		if at == from {
+			w.bytes = 0
+		}
+		w.batch(b, at)
+		at, next = at+int64(b.Size()), b.NextOffset()
+	}
+	w.next = next
+	return nil
+}
+
+// stampsName is a file of the times at which segments were sealed, by the retention clock.
+const stampsName = "segment-times"
+
+// saveStamps writes them, if one is missing there.
+func (s *Store) saveStamps(p *part) error {
+	p.mu.Lock()
+	if !p.state.unstamped {
+		p.mu.Unlock()
+		return nil
+	}
+	text := fmt.Appendf(nil, "1 %d\n", s.clock.era)
+	for _, g := range p.state.segments[:len(p.state.segments)-1] {
+		text = fmt.Appendf(text, "%d %d\n", g.Base, g.stamp)
+	}
+	p.state.unstamped = false
+	p.mu.Unlock()
+	err := s.withReserve(func() error {
+		return s.disk.writeDurably(filepath.Join(s.disk.partition(p.name), stampsName), withSum(text))
+	})
+	if err != nil {
+		p.mu.Lock()
+		p.state.unstamped = true
+		p.mu.Unlock()
+	}
+	return err
+}
+
+// loadStamps gives the sealed segments their stamps. One that is lost, or of another retention clock, means now.
+func (s *Store) loadStamps(dir string, segments []*segment) (unstamped bool) {
+	stamps := map[record.Offset]int64{}
+	if text, err := s.disk.readSmall(filepath.Join(dir, stampsName)); err == nil {
+		if body, err := checkSum(text); err == nil {
+			stamps = parseStamps(string(body), s.clock.era)
+		}
+	}
+	now := s.clock.now()
+	for _, g := range segments[:len(segments)-1] {
+		stamp, ok := stamps[g.Base]
+		if !ok || stamp > now {
+			stamp, unstamped = now, true
+		}
+		g.stamp = stamp
+	}
+	return unstamped
+}
+
+func parseStamps(text string, era uint32) map[record.Offset]int64 {
+	stamps := map[record.Offset]int64{}
+	first, rest, _ := strings.Cut(text, "\n")
+	if first != fmt.Sprintf("1 %d", era) {
+		return stamps
+	}
+	for line := range strings.Lines(rest) {
+		left, right, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		base, baseErr := strconv.ParseInt(left, 10, 64)
+		stamp, err := strconv.ParseInt(right, 10, 64)
+		if baseErr == nil && err == nil {
+			stamps[record.Offset(base)] = stamp
+		}
+	}
+	return stamps
+}
