@@ -35,7 +35,7 @@ run: build
 
 # Every test, with nothing skipped for a missing program.
 test: build test-tools
-	TRUNKLINE_TEST_REQUIRE=1 TRUNKLINE_TEST_BIN=$(CURDIR)/bin $(GO) test -race ./...
+	TRUNKLINE_TEST_REQUIRE=1 $(GO) test -race ./...
 
 test-tools:
 ifneq ($(TEST_PACKAGES),)

@@ -178,9 +178,6 @@ func (v *recovery) inspect(ctx context.Context) (err error) {
 	v.next = v.content.segments[0].base
 	for i, f := range v.content.segments {
 		last := i == len(v.content.segments)-1
-		if f.base < v.next {
-			return fmt.Errorf("%w: %s begins below offset %d, where the one before ends; start and stop its Kafka broker once, and copy it again", errAdopt, kafkalog.SegmentName(f.base), v.next)
-		}
 		if f.size == 0 && !last {
 			return fmt.Errorf("%w: %s is empty; start and stop its Kafka broker once, and copy it again", errAdopt, kafkalog.SegmentName(f.base))
 		}
@@ -192,7 +189,11 @@ func (v *recovery) inspect(ctx context.Context) (err error) {
 			return adoptError(f.base, g.Size, e.cause())
 		}
 		if !last {
-			g.Next = v.content.segments[i+1].base
+			after := v.content.segments[i+1].base
+			if after < g.Next {
+				return fmt.Errorf("%w: %s begins below offset %d, where the one before ends; start and stop its Kafka broker once, and copy it again", errAdopt, kafkalog.SegmentName(after), g.Next)
+			}
+			g.Next = after
 		}
 		v.segments, v.next = append(v.segments, g), g.Next
 	}

@@ -218,7 +218,11 @@ func TestDeletedPartitionLeavesTheCheckpoints(t *testing.T) {
 	}
 	stop(t, s)
 	for _, name := range []string{recoveryPoint, logStart} {
-		if text, err := os.ReadFile(checkpointFile(dir, name)); err != nil || string(text) != "0\n0\n" {
+		text, err := os.ReadFile(checkpointFile(dir, name))
+		if errors.Is(err, os.ErrNotExist) && name == recoveryPoint {
+			continue // it was deleted before a point was due
+		}
+		if err != nil || string(text) != "0\n0\n" {
 			t.Errorf("%s is %q, %v", name, text, err)
 		}
 	}
@@ -347,7 +351,7 @@ func TestCrashAtEveryCallOfTrimAndTruncate(t *testing.T) {
 			for i := start; i < next; i++ {
 				want = append(want, fmt.Sprint(i))
 			}
-			if got := storagetest.ReadFrom(t, s, storagetest.Part(), start, next); !slices.Equal(got, want) {
+			if got := storagetest.ReadFrom(t, s, storagetest.Part(), storagetest.Span{From: start, End: next}); !slices.Equal(got, want) {
 				t.Errorf("%s, crash at call %d: read %q, want %q", name, at, got, want)
 			}
 			after.Append("on")

@@ -1,9 +1,7 @@
 package filelog
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"strconv"
 	"strings"
 	"sync"
@@ -80,9 +78,6 @@ func (c *retentionClock) lookLocked() {
 // load goes on where an earlier process left off. Where that cannot be read a new era begins, at the time of day.
 func (c *retentionClock) load(d disk, generation uint32) error {
 	text, err := d.readSmall(d.retentionClock())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.seen = c.clock.Elapsed()
@@ -90,7 +85,7 @@ func (c *retentionClock) load(d disk, generation uint32) error {
 		c.time, c.era, c.apart = time.Duration(c.clock.Wall().UnixNano()), generation, 0
 	}
 	c.lookLocked()
-	return nil
+	return ignoreMissing(err)
 }
 
 func (c *retentionClock) parseLocked(text []byte) bool {

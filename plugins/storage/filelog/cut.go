@@ -51,11 +51,10 @@ func (v *recovery) cut(ctx context.Context, c *storage.Cut, file found, size int
 
 // lower makes a recovery point at or below offset durable, before anything above it goes.
 func (s *Store) lower(ctx context.Context, which storage.Partition, offset record.Offset) error {
-	if point, ok := s.recoveryPoints.get(which); !ok || point <= offset {
-		return nil
+	if point, ok := s.recoveryPoints.get(which); ok && point > offset {
+		s.recoveryPoints.set(which, offset)
 	}
-	s.recoveryPoints.set(which, offset)
-	return s.recoveryPoints.flush(ctx)
+	return s.recoveryPoints.flush(ctx) // even where it is low enough already: an earlier call may have failed here
 }
 
 // removeHighest removes segments from the end of a log, highest first, so that no crash leaves a gap.

@@ -112,9 +112,7 @@ func New(o Options) (*Store, error) {
 	if s.generation, err = s.disk.nextGeneration(); err != nil {
 		return nil, fmt.Errorf("prepare %s: %w", data, withFull(err))
 	}
-	if err := s.remember(o); err != nil {
-		return nil, fmt.Errorf("prepare %s: %w", data, withFull(err))
-	}
+	s.remember(o)
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	for _, name := range left {
@@ -130,23 +128,17 @@ func New(o Options) (*Store, error) {
 	return s, nil
 }
 
-// remember takes up what outlasted the process before.
-func (s *Store) remember(o Options) error {
+// remember takes up what outlasted the process before. All of it is of use only: a store starts without.
+func (s *Store) remember(o Options) {
 	for _, c := range []*checkpoint{s.recoveryPoints, s.logStarts} {
-		err := c.load(s.disk)
-		if errors.Is(err, errCheckpoint) {
+		if err := c.load(s.disk); err != nil {
 			s.log.Warn("checkpoint of no use; recovery takes longer", "checkpoint", c.name, "err", err)
-			err = nil
-		}
-		if err != nil {
-			return err
 		}
 	}
 	if err := s.clock.load(s.disk, s.generation); err != nil {
-		return err
+		s.log.Warn("retention clock begins anew: segments count as sealed now", "err", err)
 	}
 	s.reserve.size = s.reserveBytes(o.Reserve)
-	return nil
 }
 
 // keepClock saves the retention clock now and then, and makes the reserve first of all. Neither keeps a store on a full
@@ -210,7 +202,12 @@ func (s *Store) settle(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	for _, name := range names {
-		s.tidyPart(ctx, name)
+		p, err := s.enter(ctx, name)
+		if err != nil {
+			continue // a call is still under way: what it leaves, the next start does
+		}
+		s.tidyOrTell(ctx, p)
+		s.leave(p)
 	}
 	for _, c := range []*checkpoint{s.recoveryPoints, s.logStarts} {
 		if err := c.flush(ctx); err != nil {

@@ -245,8 +245,9 @@ type part struct {
 	turn  chan struct{} // one slot, taken by the call that works on the files
 	users int           // guarded by Store.mu: calls that have or wait for the turn
 
-	mu    sync.Mutex
-	state state // guarded by mu
+	mu     sync.Mutex
+	state  state // guarded by mu
+	untidy bool  // guarded by mu: to be tidied when the turn is free
 }
 
 // state is what the store knows of an open partition. Its zero value is a partition that is not open.
@@ -322,8 +323,40 @@ func (s *Store) enter(ctx context.Context, name string) (*part, error) {
 	}
 }
 
+// enterAtOnce is enter where nobody has the turn. Otherwise it reports false, and the partition is tidied when the turn
+// is free.
+func (s *Store) enterAtOnce(name string) (*part, bool) {
+	s.mu.Lock()
+	p := s.parts[name]
+	if p == nil {
+		s.mu.Unlock()
+		return nil, false
+	}
+	p.users++
+	s.mu.Unlock()
+	for range 2 { // once more after the mark: who has left in between has not seen it
+		select {
+		case p.turn <- struct{}{}:
+			return p, true
+		default:
+		}
+		p.mu.Lock()
+		p.untidy = true
+		p.mu.Unlock()
+	}
+	s.forget(p)
+	return nil, false
+}
+
 func (s *Store) leave(p *part) {
 	<-p.turn
+	p.mu.Lock()
+	untidy := p.untidy
+	p.untidy = false
+	p.mu.Unlock()
+	if untidy {
+		s.tidying.push(p.name)
+	}
 	s.forget(p)
 }
 

@@ -29,7 +29,7 @@ func (s *Store) Locate(ctx context.Context, r storage.LocateRequest) (storage.Ex
 	}
 	e := storage.Extent{Segment: found, Position: found.Size, Offset: found.Next}
 	if r.Offset < found.Next {
-		e.Position, e.Offset, err = s.search(ctx, p, g, f, found, r.Offset)
+		e.Position, e.Offset, err = s.search(ctx, place{part: p, segment: g, known: found}, f, r.Offset)
 	}
 	if err != nil {
 		return storage.Extent{}, fmt.Errorf("locate %s@%d: %w", p.name, r.Offset, errors.Join(err, f.Close()))
@@ -38,34 +38,42 @@ func (s *Store) Locate(ctx context.Context, r storage.LocateRequest) (storage.Ex
 	return e, nil
 }
 
-// search looks for the batch that holds off, from the nearest index entry on.
-func (s *Store) search(ctx context.Context, p *part, g *segment, f vfs.File, found storage.Segment, off record.Offset) (int64, record.Offset, error) {
-	from := s.nearest(p, g, found, off)
-	w := walk{file: f, segment: found}
+// place is a segment and what was known of it when it was looked up.
+type place struct {
+	part    *part
+	segment *segment
+	known   storage.Segment
+}
+
+// search looks in f for the batch that holds off, from the nearest index entry on.
+func (s *Store) search(ctx context.Context, in place, f vfs.File, off record.Offset) (int64, record.Offset, error) {
+	from := s.nearest(in, off)
+	w := walk{file: f, segment: in.known}
 	position, base, err := w.find(ctx, from, off)
 	if err == nil || from.Position == 0 || ctx.Err() != nil {
 		return position, base, err
 	}
 	// The index is a cache and may lie; the segment's start cannot.
-	s.log.Warn("index entry of no use", "partition", p.name, "segment", found.Base, "position", from.Position, "err", err)
-	p.breakIndex(g)
-	s.tidying.push(p.name)
+	s.log.Warn("index entry of no use", "partition", in.part.name, "segment", in.known.Base, "position", from.Position, "err", err)
+	in.part.breakIndex(in.segment)
+	s.tidying.push(in.part.name)
 	return w.find(ctx, kafkalog.IndexEntry{}, off)
 }
 
 // nearest is the newest index entry below off; the zero entry where there is none.
-func (s *Store) nearest(p *part, g *segment, found storage.Segment, off record.Offset) kafkalog.IndexEntry {
-	p.mu.Lock()
-	e, ok := g.x.pendingFloor(off)
-	n := g.x.offsets
-	if g.x.broken {
+func (s *Store) nearest(in place, off record.Offset) kafkalog.IndexEntry {
+	in.part.mu.Lock()
+	x := &in.segment.x
+	e, ok := x.pendingFloor(off)
+	n := x.offsets
+	if x.broken {
 		n = 0
 	}
-	p.mu.Unlock()
+	in.part.mu.Unlock()
 	if ok {
 		return e
 	}
-	e, _ = s.disk.floor(s.disk.partition(p.name), found.Base, off, n)
+	e, _ = s.disk.floor(s.disk.partition(in.part.name), in.known.Base, off, n)
 	return e
 }
 
@@ -117,6 +125,9 @@ func (w *walk) find(ctx context.Context, from kafkalog.IndexEntry, off record.Of
 	for position := from.Position; ; {
 		if err := ctx.Err(); err != nil {
 			return 0, 0, err
+		}
+		if position == w.segment.Size && position > from.Position {
+			return before, base, nil // the last offsets of the segment are gone
 		}
 		b, err := w.header(position)
 		if err != nil {

@@ -101,10 +101,7 @@ func (s *Store) restoreReserve() error {
 		return s.disk.fs.Remove(s.disk.reserve())
 	}
 	tmp := s.disk.reserve() + tmpSuffix
-	if err := s.disk.removeQuietly(tmp); err != nil {
-		return err
-	}
-	if err := s.disk.removeQuietly(s.disk.reserve()); err != nil {
+	if err := errors.Join(s.disk.removeQuietly(tmp), s.disk.removeQuietly(s.disk.reserve())); err != nil {
 		return err
 	}
 	if err := s.disk.allocate(tmp, s.reserve.size); err != nil {

@@ -14,15 +14,17 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
 
-// tidyPart does for one partition what no caller waits for.
+// tidyPart does for one partition what no caller waits for. A long call for that one must not hold up the others.
 func (s *Store) tidyPart(ctx context.Context, name string) {
-	p, err := s.enter(ctx, name)
-	if err != nil {
-		return // stopping, which tidies once more
+	if p, ok := s.enterAtOnce(name); ok {
+		defer s.leave(p)
+		s.tidyOrTell(ctx, p)
 	}
-	defer s.leave(p)
+}
+
+func (s *Store) tidyOrTell(ctx context.Context, p *part) {
 	if err := s.tidy(ctx, p); err != nil && ctx.Err() == nil {
-		s.workerFailed("indexes of "+name, err)
+		s.workerFailed("indexes of "+p.name, err)
 	}
 }
 

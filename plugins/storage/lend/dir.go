@@ -53,7 +53,7 @@ func (e *FullError) Unwrap() error { return e.Err }
 
 // Plugin is one running instance of a storage plugin.
 type Plugin struct {
-	Store storage.Store
+	Store storage.Plugin
 	// Kill ends the instance at once: a call to it ended with an unknown outcome (§2).
 	Kill func(reason error)
 }
@@ -282,8 +282,7 @@ func (d *Dir) askRoom(ctx context.Context, p *Plugin) {
 	d.mu.Lock()
 	full := d.full
 	d.mu.Unlock()
-	keeper, ok := p.Store.(storage.Keeper)
-	if full == nil || ok && keeper.Room(ctx) != nil {
+	if full == nil || p.Store.Room(ctx) != nil {
 		return
 	}
 	d.log.Info("disk has room again: records are taken")

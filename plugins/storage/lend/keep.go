@@ -10,21 +10,14 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
 
-// ErrNotKept is what a store answers that keeps what it has for ever.
-var ErrNotKept = errors.New("storage plugin does not trim logs")
-
 // keep runs f with the plugin, one call about this partition at a time.
-func (l *Log) keep(ctx context.Context, f func(p *Plugin, k storage.Keeper) error) error {
+func (l *Log) keep(ctx context.Context, f func(p *Plugin) error) error {
 	return l.control(ctx, func() error {
 		p, err := l.dir.store(ctx)
 		if err != nil {
 			return err
 		}
-		k, ok := p.Store.(storage.Keeper)
-		if !ok {
-			return ErrNotKept
-		}
-		return f(p, k)
+		return f(p)
 	})
 }
 
@@ -32,9 +25,9 @@ func (l *Log) keep(ctx context.Context, f func(p *Plugin, k storage.Keeper) erro
 // returns the log start.
 func (l *Log) Expire(ctx context.Context, age time.Duration, bytes int64, limit record.Offset) (record.Offset, error) {
 	start := l.Stats().LogStart
-	err := l.keep(ctx, func(_ *Plugin, k storage.Keeper) error {
+	err := l.keep(ctx, func(p *Plugin) error {
 		var err error
-		start, err = k.Expire(ctx, storage.ExpireRequest{
+		start, err = p.Store.Expire(ctx, storage.ExpireRequest{
 			Partition: l.part, Instance: l.dir.instance, RetentionTime: age, RetentionBytes: bytes, Limit: limit,
 		})
 		return err
@@ -58,9 +51,9 @@ func (l *Log) Trim(ctx context.Context, to record.Offset) (record.Offset, error)
 		return 0, fmt.Errorf("trim %s to %d, beyond its end: %w", l.part, to, storage.ErrOffsetOutOfRange)
 	}
 	var done storage.Trimmed
-	err := l.keep(ctx, func(p *Plugin, k storage.Keeper) error {
+	err := l.keep(ctx, func(p *Plugin) error {
 		var err error
-		done, err = k.Trim(ctx, storage.TrimRequest{Partition: l.part, Instance: l.dir.instance, LogStart: to})
+		done, err = p.Store.Trim(ctx, storage.TrimRequest{Partition: l.part, Instance: l.dir.instance, LogStart: to})
 		switch {
 		case err == nil:
 			return nil
@@ -102,13 +95,17 @@ func (l *Log) trimmed(done storage.Trimmed) (record.Offset, error) {
 // Truncate takes everything from next on off the log, a batch boundary, under a new leader epoch. Appends wait; readers
 // of what was there go on with the old files until they ask anew.
 func (l *Log) Truncate(ctx context.Context, next record.Offset, epoch record.Epoch) error {
-	l.mu.Lock()
-	lease := l.lease
-	l.mu.Unlock()
+	if err := l.Sync(); err != nil {
+		return fmt.Errorf("truncate %s to %d: %w", l.part, next, err)
+	}
+	req := l.closing()
 	l.surrender(ErrTruncating)
-	err := l.keep(ctx, func(_ *Plugin, k storage.Keeper) error {
-		a, err := k.Truncate(ctx, storage.TruncateRequest{
-			Partition: l.part, Instance: l.dir.instance, Lease: lease, Next: next, Epoch: epoch,
+	err := l.keep(ctx, func(p *Plugin) error {
+		if err := p.Store.Close(ctx, req); err != nil {
+			return err
+		}
+		a, err := p.Store.Truncate(ctx, storage.TruncateRequest{
+			Partition: l.part, Instance: l.dir.instance, Lease: req.Lease, Next: next, Epoch: epoch,
 		})
 		if err != nil {
 			return err
@@ -148,9 +145,5 @@ func (d *Dir) Adoptable(ctx context.Context, topic string) (storage.Adoption, er
 	if err != nil {
 		return storage.Adoption{}, err
 	}
-	k, ok := p.Store.(storage.Keeper)
-	if !ok {
-		return storage.Adoption{}, ErrNotKept
-	}
-	return k.Adoptable(ctx, topic)
+	return p.Store.Adoptable(ctx, topic)
 }

@@ -552,7 +552,7 @@ func TestWhatTheStoreSaysIsChecked(t *testing.T) {
 	for name, lie := range lies {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			s := liar{Store: b.freshStore(), lie: lie}
+			s := liar{Plugin: b.freshStore(), lie: lie}
 			if err := b.dir.Adopt(context.Background(), &lend.Plugin{Store: s, Kill: func(error) {}}); err != nil {
 				t.Fatal(err)
 			}
@@ -565,12 +565,12 @@ func TestWhatTheStoreSaysIsChecked(t *testing.T) {
 }
 
 type liar struct {
-	storage.Store
+	storage.Plugin
 	lie func(*storage.Opened)
 }
 
 func (l liar) Open(ctx context.Context, r storage.OpenRequest) (storage.Opened, error) {
-	o, err := l.Store.Open(ctx, r)
+	o, err := l.Plugin.Open(ctx, r)
 	if err == nil {
 		file := o.Lease.File
 		l.lie(&o)
@@ -585,7 +585,7 @@ func TestTwoPartitionsNeverShareASegment(t *testing.T) {
 	b := newBench(t)
 	l := b.open(true, 1<<20)
 	mustAdd(t, l, "a")
-	s := thief{Store: b.freshStore(), path: b.data + "/logs/t-0/00000000000000000000.log"}
+	s := thief{Plugin: b.freshStore(), path: b.data + "/logs/t-0/00000000000000000000.log"}
 	if err := b.dir.Adopt(context.Background(), &lend.Plugin{Store: s, Kill: func(error) {}}); err != nil {
 		t.Fatal(err)
 	}
@@ -600,12 +600,12 @@ func TestTwoPartitionsNeverShareASegment(t *testing.T) {
 
 // thief lends partition 1 the segment of partition 0.
 type thief struct {
-	storage.Store
+	storage.Plugin
 	path string
 }
 
 func (s thief) Open(ctx context.Context, r storage.OpenRequest) (storage.Opened, error) {
-	o, err := s.Store.Open(ctx, r)
+	o, err := s.Plugin.Open(ctx, r)
 	if err != nil || r.Partition.ID != 1 {
 		return o, err
 	}
@@ -717,4 +717,89 @@ func TestExtentIsSentAsItLies(t *testing.T) {
 	if sent := <-got; !bytes.Equal(sent, file) {
 		t.Errorf("%d bytes were received, the file has %d", len(sent), len(file))
 	}
+}
+
+func TestTrimMovesTheLogStartAndLetsOldSegmentsGo(t *testing.T) {
+	b := newBench(t)
+	l := b.open(true, 200)
+	for i := range 20 {
+		mustAdd(t, l, fmt.Sprintf("v%d", i))
+	}
+	ctx := context.Background()
+	old, err := l.NewReader(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := l.Stats().Segments
+	start, err := l.Trim(ctx, 7)
+	if err != nil || start != 7 {
+		t.Fatalf("start %d, %v", start, err)
+	}
+	if s := l.Stats(); s.LogStart != 7 || s.Segments >= before {
+		t.Errorf("%+v, before %d segments", s, before)
+	}
+	if _, err := l.NewReader(ctx, 6); !errors.Is(err, storage.ErrOffsetOutOfRange) {
+		t.Errorf("below the start: %v", err)
+	}
+	if got := read(t, l, 7); len(got) != 13 || got[0] != "v7" {
+		t.Errorf("read %q", got)
+	}
+	if _, err := old.Next(ctx, l.End()); err == nil {
+		t.Error("a reader below the start goes on")
+	}
+	if _, err := l.Trim(ctx, l.End()+1); !errors.Is(err, storage.ErrOffsetOutOfRange) {
+		t.Errorf("beyond the end: %v", err)
+	}
+	if start, err = l.Trim(ctx, l.End()); err != nil || start != l.End() {
+		t.Errorf("to the end: %d, %v", start, err)
+	}
+	mustAdd(t, l, "more")
+	want(t, read(t, l, 20), "more")
+	b.restartStore()
+	want(t, read(t, l, 20), "more")
+}
+
+func TestRetentionByBytesTakesWholeSegments(t *testing.T) {
+	b := newBench(t)
+	l := b.open(true, 1000)
+	const n = 100
+	for i := range n {
+		mustAdd(t, l, fmt.Sprintf("v%d", i))
+	}
+	ctx := context.Background()
+	start, err := l.Expire(ctx, 0, -1, l.End())
+	if err != nil || start != 0 {
+		t.Fatalf("without limits: %d, %v", start, err)
+	}
+	start, err = l.Expire(ctx, 0, 2000, l.End())
+	if err != nil || start == 0 {
+		t.Fatalf("start %d, %v", start, err)
+	}
+	// A segment goes when enough lies behind it, and the plugin learns of the active one's size a second late.
+	if s := l.Stats(); s.Bytes < 2000 || s.Bytes > 4100 {
+		t.Errorf("%d bytes are left", s.Bytes)
+	}
+	if got := read(t, l, start); len(got) != n-int(start) {
+		t.Errorf("read %q", got)
+	}
+}
+
+func TestTruncateTakesTheEndAndItsReadersKeepTheirs(t *testing.T) {
+	b := newBench(t)
+	l := b.open(true, 300)
+	for i := range 20 {
+		mustAdd(t, l, fmt.Sprintf("v%d", i))
+	}
+	ctx := context.Background()
+	if err := l.Truncate(ctx, 11, 3); err != nil {
+		t.Fatal(err)
+	}
+	if l.End() != 11 || l.Epoch() != 3 {
+		t.Fatalf("end %d, epoch %d", l.End(), l.Epoch())
+	}
+	mustAdd(t, l, "other")
+	want(t, read(t, l, 9), "v9", "v10", "other")
+	b.restartStore()
+	mustAdd(t, l, "more")
+	want(t, read(t, l, 10), "v10", "other", "more")
 }

@@ -266,21 +266,26 @@ func (l *Log) drop() {
 	l.dir.mu.Unlock()
 }
 
+// closing is how the lease would be given back now; its position is negative where there is no lease, or an end that is
+// not durable and so none to be told.
+func (l *Log) closing() storage.CloseRequest {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	req := storage.CloseRequest{Partition: l.part, Instance: l.dir.instance, Lease: l.lease, Position: -1, Next: l.confirmed}
+	if l.file != nil && l.synced.next == l.confirmed {
+		req.Position = l.activeLocked().size
+	}
+	return req
+}
+
 // Close syncs what is not durable yet and gives the lease back. A plugin that cannot be reached until ctx ends is not
 // told where the log ends: its next Open recovers by itself.
 func (l *Log) Close(ctx context.Context) error {
 	syncErr := l.Sync()
-	l.mu.Lock()
-	req := storage.CloseRequest{Partition: l.part, Instance: l.dir.instance, Lease: l.lease, Next: l.confirmed}
-	leased := l.file != nil
-	if leased {
-		req.Position = l.activeLocked().size
-	}
-	synced := l.synced.next == l.confirmed
-	l.mu.Unlock()
+	req := l.closing()
 	l.drop()
-	if !leased || !synced {
-		return nil
+	if req.Position < 0 {
+		return syncErr
 	}
 	p, err := l.dir.store(ctx)
 	if err != nil {

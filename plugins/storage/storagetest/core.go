@@ -257,14 +257,17 @@ func (w *Writer) Resume(o storage.Opened) {
 // Read returns the values of a log from offset 0 up to end, by Locate, and checks every batch.
 func Read(t TB, store storage.Store, p storage.Partition, end record.Offset) []string {
 	t.Helper()
-	return ReadFrom(t, store, p, 0, end)
+	return ReadFrom(t, store, p, Span{End: end})
 }
 
-// ReadFrom is Read from the batch that begins at an offset.
-func ReadFrom(t TB, store storage.Store, p storage.Partition, from, end record.Offset) []string {
+// Span is offsets [From, End).
+type Span struct{ From, End record.Offset }
+
+// ReadFrom is Read of a span that begins with a batch.
+func ReadFrom(t TB, store storage.Store, p storage.Partition, s Span) []string {
 	t.Helper()
 	var values []string
-	for off := from; off < end; {
+	for off := s.From; off < s.End; {
 		batch := batchAt(t, store, p, off)
 		if batch.BaseOffset() != off {
 			t.Fatalf("batch for %s@%d begins at %d", p, off, batch.BaseOffset())

@@ -80,7 +80,7 @@ func trims(t TB, open Opener) {
 	if opened.LogStart != 6 || opened.Lease.Base != 4 || opened.Lease.Next != 7 || len(opened.Sealed) != 0 || opened.Cut != nil {
 		t.Errorf("after the trim: %+v, cut %+v", opened, opened.Cut)
 	}
-	wantValues(t, ReadFrom(t, store, Part(), 6, 7), "6")
+	wantValues(t, ReadFrom(t, store, Part(), Span{From: 6, End: 7}), "6")
 }
 
 func truncates(t TB, open Opener) {

@@ -48,9 +48,13 @@ type answer struct {
 	// records counts the records of a run, for the case that they get no outcome in time; then it is closed.
 	records atomic.Int64
 
-	// Immutable while queued: of a publish.
-	due  int64 // milliseconds since the epoch at which waiting for the outcome ends; 0: never
-	part *partition.Partition
+	place
+}
+
+// place is what a publish says of itself when it takes its place in the order of answers. Immutable while queued.
+type place struct {
+	due  int64                // milliseconds since the epoch at which waiting for the outcome ends; 0: never
+	part *partition.Partition // nil: not a publish
 	tell tell
 	verb line.Verb
 	once bool // one answer for the whole run: a PRODUCE
@@ -81,11 +85,14 @@ func newOutbox(limit int, deadline time.Duration) *outbox {
 	return b
 }
 
-// push queues the place of a request. The caller settles it.
-func (b *outbox) push() *answer {
+// push queues a request. The caller settles it.
+func (b *outbox) push(p place) *answer {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.pushLocked()
+	a := b.pushLocked()
+	a.place = p
+	a.records.Store(1)
+	return a
 }
 
 func (b *outbox) pushLocked() *answer {

@@ -40,12 +40,10 @@ func talk(t *testing.T, limit int) (*outbox, *bufio.Reader) {
 	return b, bufio.NewReader(peer)
 }
 
-func publishPlace(b *outbox) *answer {
-	a := b.push()
-	a.part, a.tell, a.verb = &partition.Partition{}, tellAll, line.Pub
-	a.part.Name.Topic = "t"
-	a.records.Store(1)
-	return a
+func publishPlace(b *outbox, due int64) *answer {
+	part := &partition.Partition{}
+	part.Name.Topic = "t"
+	return b.push(place{part: part, tell: tellAll, verb: line.Pub, due: due})
 }
 
 func expect(t *testing.T, r *bufio.Reader, want string) {
@@ -58,7 +56,7 @@ func expect(t *testing.T, r *bufio.Reader, want string) {
 
 func TestAnswersKeepTheOrderOfRequests(t *testing.T) {
 	b, peer := talk(t, 1<<20)
-	first, second := publishPlace(b), publishPlace(b)
+	first, second := publishPlace(b, 0), publishPlace(b, 0)
 	b.say(func(dst []byte) []byte { return append(dst, "PONG\r\n"...) })
 	second.Settled(partition.Outcome{Base: 7, N: 2, Durability: "disk"})
 	first.Settled(partition.Outcome{Base: 3, N: 1, Durability: "disk"})
@@ -69,8 +67,7 @@ func TestAnswersKeepTheOrderOfRequests(t *testing.T) {
 
 func TestPublishWithoutOutcomeIsAnsweredInTimeAndOnce(t *testing.T) {
 	b, peer := talk(t, 1<<20)
-	late, other := publishPlace(b), publishPlace(b)
-	late.due = 1000
+	late, other := publishPlace(b, 1000), publishPlace(b, 0)
 	if !late.count() {
 		t.Fatal("a record cannot join its run")
 	}
@@ -81,7 +78,7 @@ func TestPublishWithoutOutcomeIsAnsweredInTimeAndOnce(t *testing.T) {
 	}
 	other.Settled(partition.Outcome{Base: 5, N: 1, Durability: "disk"})
 	late.Settled(partition.Outcome{Base: 1, N: 2, Durability: "disk"}) // too late: nobody hears it
-	third := publishPlace(b)
+	third := publishPlace(b, 0)
 	if third == late {
 		t.Error("a place whose outcome was open is used again")
 	}
@@ -97,8 +94,7 @@ func TestSettlingAndCollectingDoNotAllocatePerRecord(t *testing.T) {
 	part.Name.Topic = "orders"
 	var base record.Offset
 	round := func() {
-		a := b.push()
-		a.part, a.tell, a.verb = part, tellAll, line.Pub
+		a := b.push(place{part: part, tell: tellAll, verb: line.Pub})
 		a.Settled(partition.Outcome{Base: base, N: 1000, Durability: "disk"})
 		base += 1000
 		b.mu.Lock()

@@ -56,7 +56,7 @@ func (c *conn) handleFetch(cmd *line.Command) {
 		c.fail(cmd, err)
 		return
 	}
-	f.place = c.box.push()
+	f.place = c.box.push(place{})
 	c.poll = f.end
 	c.tasks.Go(f.run)
 }

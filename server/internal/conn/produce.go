@@ -54,9 +54,7 @@ func (c *conn) produce(cmd *line.Command) *errcode.Error {
 		}
 		return nil
 	}
-	a := c.box.push()
-	a.part, a.once, a.verb, a.due = to, true, line.Produce, c.pub.now+opt.timeout.Milliseconds()
-	a.records.Store(1)
+	a := c.box.push(place{part: to, once: true, verb: line.Produce, due: c.pub.now + opt.timeout.Milliseconds()})
 	if err := to.Produce(c.stop, cmd.Payload, n, a); err != nil {
 		a.Settled(part.Outcome{N: 1, Err: err})
 	}

@@ -75,18 +75,14 @@ func (c *conn) publish(cmd *line.Command) *errcode.Error {
 			return nil
 		}
 		// The run was answered while the record joined it: so is the record.
-		a := c.box.push()
-		a.part, a.tell, a.verb = to, how, cmd.Verb
-		a.records.Store(1)
+		a := c.box.push(place{part: to, tell: how, verb: cmd.Verb})
 		c.box.mu.Lock()
 		a.timeOutLocked()
 		c.box.mu.Unlock()
 		p.run = nil
 		return nil
 	}
-	a := c.box.push()
-	a.part, a.tell, a.verb, a.due = to, how, cmd.Verb, p.now+c.srv.opt.Publish.Milliseconds()
-	a.records.Store(1)
+	a := c.box.push(place{part: to, tell: how, verb: cmd.Verb, due: p.now + c.srv.opt.Publish.Milliseconds()})
 	p.run, p.runPart, p.runTell, p.runVerb = a, to, how, cmd.Verb
 	if err := to.Publish(c.stop, rec, a); err != nil {
 		a.Settled(part.Outcome{N: 1, Err: err})

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -262,25 +261,6 @@ func TestExitCodesOfRealFailures(t *testing.T) {
 	})
 }
 
-func TestInterruptEndsASubscription(t *testing.T) {
-	s := harness.Start(t)
-	succeeds(t, s, nil, "pub", "one", "here it is")
-	cmd := exec.CommandContext(t.Context(), harness.Binary("trunkline"), "-s", s.Client, "sub", "one@earliest")
-	cmd.Stdout = writer(func(b []byte) (int, error) { // the record has come: the subscription stands
-		return len(b), cmd.Process.Signal(os.Interrupt)
-	})
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	_ = cmd.Run()
-	if code := cmd.ProcessState.ExitCode(); code != 130 || errs.Len() > 0 {
-		t.Errorf("exit code %d, it says %q", code, errs.String())
-	}
-}
-
-type writer func([]byte) (int, error)
-
-func (w writer) Write(b []byte) (int, error) { return w(b) }
-
 func TestKeysAndHeadersArriveAsTheyWere(t *testing.T) {
 	s := harness.Start(t)
 	succeeds(t, s, nil, "topic", "create", "keyed", "--partitions", "3")
@@ -317,154 +297,5 @@ func TestKeysAndHeadersArriveAsTheyWere(t *testing.T) {
 	}
 	if h := got[0].Headers; strings.Join(h["colour"], "|") != "light green" || strings.Join(h["n"], "|") != "1|2" {
 		t.Errorf("headers %v", h)
-	}
-}
-
-func TestTopicCommandsTellWhatIsThere(t *testing.T) {
-	s := harness.Start(t)
-	if got := succeeds(t, s, nil, "topic", "ls"); got.out != "TOPIC  PARTITIONS\n" {
-		t.Errorf("%q", got.out)
-	}
-	var made, told topicJSON
-	object(t, succeeds(t, s, nil, "--json", "topic", "create", "two", "--set", "partitions=2").out, &made)
-	succeeds(t, s, nil, "pub", "two/1", "x", "--count", "3")
-	object(t, succeeds(t, s, nil, "--json", "topic", "info", "two").out, &told)
-	if told.ID != made.ID || len(told.ID) != 32 || told.Plan.Kind != "murmur2" || len(told.Partitions) != 2 || told.Settings["partitions"] != 2.0 {
-		t.Errorf("made %+v, told %+v", made, told)
-	}
-	if p := told.Partitions[1]; p.Partition != 1 || p.HighWatermark != 3 || p.LogEnd != 3 || p.LogStart != 0 || p.Bytes == 0 || p.Segments != 1 ||
-		len(p.Replicas) != 1 || len(p.ISR) != 1 || p.Replicas[0] != p.Leader || p.ISR[0] != p.Leader {
-		t.Errorf("%+v", p)
-	}
-	var list struct {
-		Topics []topicJSON `json:"topics"`
-	}
-	object(t, succeeds(t, s, nil, "topic", "ls", "--json").out, &list)
-	if len(list.Topics) != 1 || list.Topics[0].Name != "two" || list.Topics[0].ID != told.ID {
-		t.Errorf("%+v", list)
-	}
-	if got := succeeds(t, s, nil, "topic", "ls"); got.out != "TOPIC  PARTITIONS\ntwo    2\n" {
-		t.Errorf("%q", got.out)
-	}
-	table := regexp.MustCompile(`(?s)^topic two, id ` + told.ID + `\n.*  partitions +2\n.*\n +1 +1 +0 +3 +3 +\d+ +1\n$`)
-	if got := succeeds(t, s, nil, "topic", "info", "two"); !table.MatchString(got.out) {
-		t.Errorf("%s", got.out)
-	}
-	if got := succeeds(t, s, nil, "topic", "rm", "two"); got.out != "deleted two\n" {
-		t.Errorf("%q", got.out)
-	}
-	if got := succeeds(t, s, nil, "topic", "ls", "--json"); got.out != "{\"topics\":[]}\n" {
-		t.Errorf("%q", got.out)
-	}
-	var version map[string]any
-	object(t, succeeds(t, s, nil, "version", "--json").out, &version)
-	if version["protocol"] != 1.0 || version["version"] == "" || version["go"] == "" || version["commit"] == nil {
-		t.Errorf("%v", version)
-	}
-}
-
-// topicJSON is what the protocol tells of a topic.
-type topicJSON struct {
-	Name     string         `json:"name"`
-	ID       string         `json:"id"`
-	Settings map[string]any `json:"settings"`
-	Plan     struct {
-		Version int    `json:"version"`
-		Kind    string `json:"kind"`
-	} `json:"plan"`
-	Partitions []struct {
-		Partition     int   `json:"partition"`
-		Leader        int   `json:"leader"`
-		Epoch         int   `json:"epoch"`
-		Replicas      []int `json:"replicas"`
-		ISR           []int `json:"isr"`
-		LogStart      int64 `json:"log_start"`
-		HighWatermark int64 `json:"high_watermark"`
-		LogEnd        int64 `json:"log_end"`
-		Bytes         int64 `json:"bytes"`
-		Segments      int   `json:"segments"`
-	} `json:"partitions"`
-}
-
-func object(t *testing.T, out string, into any) {
-	t.Helper()
-	if strings.Count(out, "\n") != 1 {
-		t.Errorf("not one line: %q", out)
-	}
-	if err := json.Unmarshal([]byte(out), into); err != nil {
-		t.Fatalf("%.200q: %v", out, err)
-	}
-}
-
-func TestALinkThatIsCutLosesNothingAcknowledged(t *testing.T) {
-	s := harness.Start(t)
-	lines := corpus(corpusLines / 4)
-	file := append(bytes.Join(lines, []byte("\n")), '\n')
-	succeeds(t, s, nil, "topic", "create", "cut")
-	got := trunkline(t, cutAfter(t, s, true, int64(len(file)/2)), bytes.NewReader(file), "pub", "cut", "--lines")
-	var acked, sent int
-	if _, err := fmt.Sscanf(got.err, "%d of %d records acknowledged", &acked, &sent); err != nil || got.code != 1 || acked >= sent || sent > len(lines) {
-		t.Fatalf("%+v: %v", got, err)
-	}
-	if !strings.Contains(got.err, fmt.Sprintf("\ntrunkline: line %d: link ended before", acked+1)) {
-		t.Errorf("it says %q", got.err)
-	}
-	have := []byte(succeeds(t, s, nil, "sub", "cut/0@earliest", "--exit").out)
-	if n := bytes.Count(have, []byte("\n")); n < acked || n > sent {
-		t.Errorf("%d records are there, %d were acknowledged and %d sent", n, acked, sent)
-	}
-	if !bytes.HasPrefix(file, have) {
-		t.Error("what is there is not how the file begins: " + firstDifference(have, file))
-	}
-}
-
-func TestAReaderSaysThatItsLinkWasCut(t *testing.T) {
-	s := harness.Start(t)
-	file := append(bytes.Join(corpus(corpusLines/4), []byte("\n")), '\n')
-	succeeds(t, s, bytes.NewReader(file), "pub", "cut", "--lines")
-	for _, how := range []string{"sub cut@earliest", "sub cut@earliest --exit", "get cut -c 15000"} {
-		got := trunkline(t, cutAfter(t, s, false, 500_000), nil, strings.Fields(how)...)
-		if got.code != 1 || !strings.Contains(got.err, "server closed the connection") {
-			t.Errorf("%s: exit code %d, it says %q", how, got.code, got.err)
-		}
-		if len(got.out) == 0 || len(got.out) >= len(file) || !bytes.HasPrefix(file, []byte(got.out)) {
-			t.Errorf("%s: printed %d of %d bytes: %s", how, len(got.out), len(file), firstDifference([]byte(got.out), file))
-		}
-	}
-}
-
-// TestAServerKilledInTheMiddleIsSaid has a publisher that waits for its next line when the server is killed.
-func TestAServerKilledInTheMiddleIsSaid(t *testing.T) {
-	s := harness.Start(t)
-	in, more, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = in.Close() }()
-	if _, err := more.WriteString("one\ntwo\n"); err != nil {
-		t.Fatal(err)
-	}
-	l := s.Dial()
-	l.Ask("TOPIC CREATE waits")
-	done := make(chan outcome, 1)
-	go func() { done <- trunkline(t, s.Client, in, "pub", "waits", "--lines") }()
-	harness.Eventually(t, "two lines have come", func() bool {
-		l.Send("GET waits/0@latest\n")
-		return l.Read() == "+OK waits/0@2"
-	})
-	killAll(t, s)
-	if _, err := more.WriteString("three\n"); err != nil {
-		t.Fatal(err)
-	}
-	_ = more.Close()
-	got := <-done
-	var acked int // what is visible may not have been told yet when the kill came
-	if _, err := fmt.Sscanf(got.err, "%d of ", &acked); err != nil || got.code != 1 || acked > 2 ||
-		!strings.Contains(got.err, fmt.Sprintf("\ntrunkline: line %d: link ended", acked+1)) {
-		t.Errorf("%+v", got)
-	}
-	s.Restart()
-	if got := succeeds(t, s, nil, "sub", "waits@earliest", "--exit"); got.out != "one\ntwo\n" {
-		t.Errorf("%q", got.out)
 	}
 }

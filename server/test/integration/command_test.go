@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -103,53 +101,4 @@ func firstDifference(got, want []byte) string {
 	}
 	clip := func(b []byte) []byte { return b[i:min(len(b), i+60)] }
 	return fmt.Sprintf("%d bytes instead of %d; from byte %d on %q instead of %q", len(got), len(want), i, clip(got), clip(want))
-}
-
-// cutter passes one connection on to a server and cuts it when it has carried a number of bytes in one direction.
-type cutter struct {
-	listener net.Listener
-	server   string
-	toServer bool  // which direction is counted
-	after    int64 // bytes
-	wg       sync.WaitGroup
-}
-
-// cutAfter starts a cutter for s and returns its address. Only one of its connections, the one that carries enough, is
-// cut.
-func cutAfter(t *testing.T, s *harness.Server, toServer bool, bytes int64) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cutter{listener: l, server: s.Client, toServer: toServer, after: bytes}
-	c.wg.Go(c.accept)
-	t.Cleanup(func() { _ = l.Close(); c.wg.Wait() })
-	return l.Addr().String()
-}
-
-func (c *cutter) accept() {
-	for {
-		client, err := c.listener.Accept()
-		if err != nil {
-			return
-		}
-		server, err := net.Dial("tcp", c.server)
-		if err != nil {
-			_ = client.Close()
-			continue
-		}
-		c.wg.Go(func() { c.pass(server, client, c.toServer) })
-		c.wg.Go(func() { c.pass(client, server, !c.toServer) })
-	}
-}
-
-// pass copies until the end, or until enough was carried; then it closes both ends.
-func (c *cutter) pass(to, from net.Conn, counted bool) {
-	defer func() { _, _ = to.Close(), from.Close() }()
-	if counted {
-		_, _ = io.CopyN(to, from, c.after)
-		return
-	}
-	_, _ = io.Copy(to, from)
 }

@@ -1,12 +1,18 @@
-// Package transcript replays recorded sessions against a real server: those in testdata, and every one in
-// protocol/SPEC.md, whole and one byte at a time.
+// Package transcript replays recorded sessions against a real server: those in testdata, every one in protocol/SPEC.md
+// and in README.md; whole, one byte at a time, and with CRLF. It also holds protocol/SPEC.md against the tables that the
+// server is made of.
 //
-// In a session, "> " is a line the client sends, "< " one the server answers; "…" in an answer stands for anything. A
-// line of "> " that ends in \ is sent without its line end, \r and \n in it stand for themselves, and "= closed" says
-// that the server closes the connection.
+// In a session "> " is a line that the client sends, "< " one that the server answers, and "= closed" says that the server
+// ends the connection. "2> ", "2< " and "2= closed" are those of a second client, and so on up to 9. An empty line and one
+// that begins with # say nothing. In an answer … stands for anything.
+//
+// In both, \r, \n, \t, \\ and \xNN are bytes, and \{300*x} is x 300 times; a "> " line that ends in a single \ is sent
+// without its line end. What a client does not read of its greeting is read for it. A session is over when a PING has
+// been answered with nothing before it.
 package transcript
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,91 +24,73 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
-// fence finds the sessions of a Markdown page.
-var fence = regexp.MustCompile("(?ms)^```nc\n(.*?)^```$")
+// The pages whose sessions are replayed.
+const (
+	specPage   = "../../../protocol/SPEC.md"
+	readmePage = "../../../README.md"
+)
+
+var (
+	// fence finds the sessions of a Markdown page, heading its headings, which name them.
+	fence   = regexp.MustCompile("(?ms)^```nc\n(.*?)^```$")
+	heading = regexp.MustCompile(`(?m)^#+ (.*)$`)
+)
 
 func TestRecordedSessions(t *testing.T) {
-	sessions := map[string]string{}
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no sessions in testdata: %v", err)
 	}
+	sessions := map[string]string{}
 	for _, path := range files {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sessions[filepath.Base(path)] = string(b)
+		sessions[filepath.Base(path)] = read(t, path)
 	}
-	for _, page := range []string{"../../../protocol/SPEC.md", "../../../README.md"} {
-		b, err := os.ReadFile(page)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found := fence.FindAllStringSubmatch(string(b), -1)
+	for _, page := range []string{specPage, readmePage} {
+		text := read(t, page)
+		found := fence.FindAllStringSubmatchIndex(text, -1)
 		if len(found) == 0 {
 			t.Errorf("%s holds no session", page)
 		}
-		for i, m := range found {
-			sessions[filepath.Base(page)+"/"+string(rune('a'+i/26))+string(rune('a'+i%26))] = m[1]
+		for _, m := range found {
+			sessions[filepath.Base(page)+"/"+under(text[:m[0]])] = text[m[2]:m[3]]
 		}
 	}
 	for name, text := range sessions {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for how, step := range map[string]int{"whole": 1 << 20, "byte by byte": 1} {
-				t.Run(how, func(t *testing.T) { replay(t, text, step, "\n") })
+			for how, p := range map[string]player{
+				"whole":        {step: 1 << 20, end: "\n"},
+				"byte by byte": {step: 1, end: "\n"},
+				"crlf":         {step: 1 << 20, end: "\r\n"},
+			} {
+				t.Run(how, func(t *testing.T) {
+					s := harness.Start(t)
+					p.dial = func() (net.Conn, error) { return net.DialTimeout("tcp", s.Client, harness.Patience) }
+					if err := p.play(text); err != nil {
+						t.Error(err)
+					}
+				})
 			}
-			t.Run("crlf", func(t *testing.T) { replay(t, text, 1<<20, "\r\n") })
 		})
 	}
 }
 
-// replay runs one session on a server of its own.
-func replay(t *testing.T, text string, step int, end string) {
-	s := harness.Start(t)
-	l := s.Dial()
-	for n, row := range strings.Split(strings.TrimRight(text, "\n"), "\n") {
-		switch {
-		case strings.HasPrefix(row, "> "), row == ">":
-			send(l, unescape(strings.TrimPrefix(strings.TrimPrefix(row, ">"), " "), end), step)
-		case strings.HasPrefix(row, "< "), row == "<":
-			want := strings.TrimPrefix(strings.TrimPrefix(row, "<"), " ")
-			got, err := l.TryRead()
-			if err != nil || !matches(want, got) {
-				t.Fatalf("line %d: got %q (%v), want %q", n+1, got, err, want)
-			}
-		case row == "= closed":
-			if got, err := l.TryRead(); err == nil {
-				t.Fatalf("line %d: got %q, want the end", n+1, got)
-			}
-		case row == "", strings.HasPrefix(row, "#"):
-		default:
-			t.Fatalf("line %d: %q is neither sent nor answered", n+1, row)
-		}
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return string(b)
 }
 
-func unescape(row, end string) string {
-	if whole, ok := strings.CutSuffix(row, `\`); ok {
-		row, end = whole, ""
+// under names a session by the last heading before it and how many sessions stand between the two.
+func under(before string) string {
+	at := heading.FindAllStringSubmatchIndex(before, -1)
+	if len(at) == 0 {
+		return ""
 	}
-	return strings.NewReplacer(`\r`, "\r", `\n`, "\n", `\t`, "\t").Replace(row) + end
-}
-
-func send(l *harness.Line, text string, step int) {
-	for len(text) > 0 {
-		n := min(step, len(text))
-		l.Send(text[:n])
-		text = text[n:]
-	}
-}
-
-// matches compares an answer with a pattern in which … stands for anything.
-func matches(pattern, got string) bool {
-	parts := strings.Split(pattern, "…")
-	for i, p := range parts {
-		parts[i] = regexp.QuoteMeta(p)
-	}
-	return regexp.MustCompile("^" + strings.Join(parts, ".*") + "$").MatchString(got)
+	last := at[len(at)-1]
+	name := before[last[2]:last[3]] + " " + string(rune('a'+len(fence.FindAllString(before[last[1]:], -1))))
+	return strings.NewReplacer("/", " ", "`", "").Replace(name)
 }
