@@ -29,7 +29,7 @@ type Options struct {
 	Limits        line.Limits
 	Pending       int           // bytes waiting for a peer
 	WriteDeadline time.Duration // how long a peer may accept nothing
-	Publish       time.Duration // how long a publish may wait for its outcome
+	Publish       time.Duration // how long a publish may wait for its outcome; 0: for ever
 	Live          []string      // patterns of subjects that are never topics
 	Identity      Identity
 	Logger        *slog.Logger

@@ -54,7 +54,7 @@ func (c *conn) produce(cmd *line.Command) *errcode.Error {
 		}
 		return nil
 	}
-	a := c.box.push(place{part: to, once: true, verb: line.Produce, due: c.pub.now + opt.timeout.Milliseconds()})
+	a := c.box.push(place{part: to, once: true, verb: line.Produce, due: c.due(opt.timeout)})
 	if err := to.Produce(c.stop, cmd.Payload, n, a); err != nil {
 		a.Settled(part.Outcome{N: 1, Err: err})
 	}

@@ -3,6 +3,7 @@ package conn
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/trunkline-mq/trunkline/protocol/address"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
@@ -82,13 +83,21 @@ func (c *conn) publish(cmd *line.Command) *errcode.Error {
 		p.run = nil
 		return nil
 	}
-	a := c.box.push(place{part: to, tell: how, verb: cmd.Verb, due: p.now + c.srv.opt.Publish.Milliseconds()})
+	a := c.box.push(place{part: to, tell: how, verb: cmd.Verb, due: c.due(c.srv.opt.Publish)})
 	p.run, p.runPart, p.runTell, p.runVerb = a, to, how, cmd.Verb
 	if err := to.Publish(c.stop, rec, a); err != nil {
 		a.Settled(part.Outcome{N: 1, Err: err})
 		p.run = nil
 	}
 	return nil
+}
+
+// due is when waiting for an outcome ends; never, without a timeout.
+func (c *conn) due(timeout time.Duration) int64 {
+	if timeout == 0 {
+		return 0
+	}
+	return c.pub.now + timeout.Milliseconds()
 }
 
 // publishAddress reads the address and refuses what this version does not serve.
