@@ -16,10 +16,10 @@ import (
 func (a *app) topicCommand() *cobra.Command {
 	topic := &cobra.Command{
 		Use:   "topic",
-		Short: "Make, list, describe and delete topics",
+		Short: "Make, list, describe, alter, trim and delete topics",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usage("name what to do with topics: create, ls, info or rm")
+			return usage("name what to do with topics: create, ls, info, alter, trim or rm")
 		},
 	}
 	var config trunkline.TopicConfig
@@ -36,7 +36,10 @@ func (a *app) topicCommand() *cobra.Command {
 	create.Flags().IntVar(&config.Partitions, "partitions", 0, "number of partitions; default is the server's")
 	create.Flags().StringArrayVar(&settings, "set", nil, "a setting, `key=value`; may repeat")
 	create.DisableFlagsInUseLine = true
-	topic.AddCommand(create, &cobra.Command{
+	topic.AddCommand(create, a.alterCommand(), &cobra.Command{
+		Use: "trim TOPIC/PARTITION@POSITION", Short: "Remove the records of a partition below a position", Args: argCount(1, 1),
+		RunE: a.connected(a.trimTopic),
+	}, &cobra.Command{
 		Use: "ls", Short: "List topics", Args: argCount(0, 0), RunE: a.connected(a.listTopics),
 	}, &cobra.Command{
 		Use: "info NAME", Short: "Describe a topic and its partitions", Args: argCount(1, 1), RunE: a.connected(a.describeTopic),
@@ -44,6 +47,44 @@ func (a *app) topicCommand() *cobra.Command {
 		Use: "rm NAME", Short: "Delete a topic and its records", Args: argCount(1, 1), RunE: a.connected(a.deleteTopic),
 	})
 	return topic
+}
+
+func (a *app) alterCommand() *cobra.Command {
+	var list []string
+	var settings map[string]string
+	alter := &cobra.Command{
+		Use:   "alter NAME --set key=value…",
+		Short: "Change a topic's settings",
+		Args:  argCount(1, 1),
+		PreRunE: func(*cobra.Command, []string) (err error) {
+			if len(list) == 0 {
+				return usage("name what to change with --set key=value")
+			}
+			settings, err = readSettings(list)
+			return err
+		},
+		RunE: a.connected(func(ctx context.Context, c *trunkline.Client, args []string) error {
+			if err := c.AlterTopic(ctx, args[0], settings); err != nil {
+				return err
+			}
+			return a.describeTopic(ctx, c, args)
+		}),
+	}
+	alter.Flags().StringArrayVar(&list, "set", nil, "a setting, `key=value`; may repeat")
+	alter.DisableFlagsInUseLine = true
+	return alter
+}
+
+func (a *app) trimTopic(ctx context.Context, c *trunkline.Client, args []string) error {
+	start, err := c.TrimTopic(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(map[string]string{"log_start": start})
+	}
+	_, err = fmt.Fprintf(a.out, "%s is the first record now\n", start)
+	return err
 }
 
 func readSettings(list []string) (map[string]string, error) {

@@ -70,17 +70,55 @@ func (c *Client) CreateTopic(ctx context.Context, name string, config TopicConfi
 	if config.Partitions != 0 {
 		text.WriteString(" partitions=" + strconv.Itoa(config.Partitions))
 	}
-	for _, key := range slices.Sorted(maps.Keys(config.Settings)) {
-		setting := key + "=" + config.Settings[key]
-		if err := checkField("setting", setting); err != nil {
-			return err
-		}
-		text.WriteString(" " + setting)
+	if err := writeSettings(&text, config.Settings); err != nil {
+		return err
 	}
 	if _, err := c.link.call(ctx, text.String(), false); err != nil {
 		return fmt.Errorf("create topic %s: %w", name, err)
 	}
 	return nil
+}
+
+// writeSettings appends settings in the order of their names.
+func writeSettings(text *strings.Builder, settings map[string]string) error {
+	for _, key := range slices.Sorted(maps.Keys(settings)) {
+		setting := key + "=" + settings[key]
+		if err := checkField("setting", setting); err != nil {
+			return err
+		}
+		text.WriteString(" " + setting)
+	}
+	return nil
+}
+
+// AlterTopic changes settings of a topic. They are durable when it returns nil, and hold for what is published from then
+// on. ErrNotFound when the topic does not exist.
+func (c *Client) AlterTopic(ctx context.Context, name string, settings map[string]string) error {
+	if err := checkField("topic name", name); err != nil {
+		return err
+	}
+	var text strings.Builder
+	text.WriteString("TOPIC ALTER " + name)
+	if err := writeSettings(&text, settings); err != nil {
+		return err
+	}
+	if _, err := c.link.call(ctx, text.String(), false); err != nil {
+		return fmt.Errorf("alter topic %s: %w", name, err)
+	}
+	return nil
+}
+
+// TrimTopic removes the records of a partition below the position of addr, topic/partition@position, for good. It returns
+// the address of the first record that is left.
+func (c *Client) TrimTopic(ctx context.Context, addr string) (string, error) {
+	if err := checkField("address", addr); err != nil {
+		return "", err
+	}
+	a, err := c.link.call(ctx, "TOPIC TRIM "+addr, false)
+	if err != nil {
+		return "", fmt.Errorf("trim %s: %w", addr, err)
+	}
+	return string(a.detail), nil
 }
 
 // DeleteTopic deletes a topic and all its records. ErrNotFound when it does not exist.

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -77,4 +78,58 @@ func TestSmallSegmentsRollUnderTheirPlugin(t *testing.T) {
 	if got := l.Read(); got != "MSG t/0@29 0 20000" {
 		t.Error(got)
 	}
+}
+
+func TestTopicsAreAlteredAndTrimmedByTheCommandLine(t *testing.T) {
+	s := harness.Start(t)
+	l := s.Dial()
+	ask(t, l, "TOPIC CREATE t segment.bytes=64KiB", "+OK t")
+	for i := range 20 {
+		ask(t, l, "SEND t "+strings.Repeat("x", 10000), fmt.Sprintf("+OK t/0@%d disk", i))
+	}
+	run := func(want int, args ...string) string {
+		t.Helper()
+		cmd := exec.Command(harness.Binary("trunkline"), append([]string{"-s", s.Client}, args...)...)
+		out, err := cmd.CombinedOutput()
+		if got := cmd.ProcessState.ExitCode(); got != want {
+			t.Fatalf("%v: exit code %d (%v)\n%s", args, got, err, out)
+		}
+		return string(out)
+	}
+	if out := run(0, "topic", "alter", "t", "--set", "retention.time=1h"); !strings.Contains(out, "1h") {
+		t.Error(out)
+	}
+	if out := run(0, "topic", "trim", "t/0@12"); !strings.HasPrefix(out, "t/0@12 ") {
+		t.Error(out)
+	}
+	ask(t, l, "GET t/0@11 1", `-ERR OFFSET_OUT_OF_RANGE 't-0 holds offsets 12 to 20, not 11; read from one of these, or from @earliest or @latest'`)
+	run(2, "topic", "alter", "t")
+	run(5, "topic", "alter", "nothere", "--set", "sync=never")
+	run(1, "topic", "alter", "t", "--set", "colour=red")
+	run(1, "topic", "trim", "t/0@99")
+	s.Kill()
+	s.Restart()
+	l = s.Dial()
+	l.Send("GET t 1\n")
+	if got := l.Read(); got != "MSG t/0@12 0 10000" {
+		t.Error(got)
+	}
+}
+
+func TestRetentionTakesOldSegments(t *testing.T) {
+	s := harness.Start(t)
+	l := s.Dial()
+	ask(t, l, "TOPIC CREATE t segment.bytes=64KiB retention.time=1s", "+OK t")
+	for i := range 20 {
+		ask(t, l, "SEND t "+strings.Repeat("x", 10000), fmt.Sprintf("+OK t/0@%d disk", i))
+	}
+	harness.Eventually(t, "retention takes the sealed segments", func() bool {
+		l.Send("GET t 1\n")
+		got := l.Read()
+		if strings.HasPrefix(got, "MSG") {
+			l.Read()
+			l.Read()
+		}
+		return got == "MSG t/0@18 0 10000"
+	})
 }
