@@ -77,7 +77,13 @@ type Server struct {
 // the test ends.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
-	s := &Server{t: t, Data: t.TempDir(), args: args}
+	return StartOn(t, t.TempDir(), args...)
+}
+
+// StartOn is Start on a data directory of the caller's.
+func StartOn(t testing.TB, data string, args ...string) *Server {
+	t.Helper()
+	s := &Server{t: t, Data: data, args: args}
 	s.Restart()
 	t.Cleanup(s.Kill)
 	return s
