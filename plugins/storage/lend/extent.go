@@ -53,6 +53,9 @@ func (l *Log) Extent(ctx context.Context, off, end record.Offset, limit int64) (
 		e.Release()
 		return nil, err
 	}
+	l.mu.Lock()
+	s.ended(e.Next, e.position+e.Size)
+	l.mu.Unlock()
 	return e, nil
 }
 

@@ -24,16 +24,31 @@ type segment struct {
 	next         record.Offset
 	size         int64
 	maxTimestamp int64
-	maxOffset    record.Offset // last offset of the first batch that holds maxTimestamp; of an active segment
-	since        time.Time     // when its first record was written, as far as this core knows
-	index        []place       // ascending; what this core wrote itself
-	inode        inode         // of an active segment; zero for one that was sealed before this core opened it
+	maxOffset    record.Offset           // last offset of the first batch that holds maxTimestamp; of an active segment
+	since        time.Time               // when its first record was written, as far as this core knows
+	index        []place                 // ascending; what this core wrote itself
+	ends         map[record.Offset]int64 // where extents ended: where sequential readers go on; at most endsMax
+	inode        inode                   // of an active segment; zero for one that was sealed before this core opened it
 
 	// Guarded by fileCache.mu.
 	file vfs.File // nil: not lent, or given back
 	refs int      // reads in progress
 	gone bool     // close file when refs reaches 0
 	elem *list.Element
+}
+
+// endsMax bounds how many sequential readers of one segment go on without a look-up.
+const endsMax = 256
+
+// ended remembers where an extent ended.
+func (s *segment) ended(next record.Offset, position int64) {
+	if len(s.ends) >= endsMax {
+		clear(s.ends)
+	}
+	if s.ends == nil {
+		s.ends = make(map[record.Offset]int64)
+	}
+	s.ends[next] = position
 }
 
 // inode identifies a file on this machine.
@@ -165,6 +180,8 @@ func (l *Log) open(ctx context.Context, s *segment, off record.Offset) (vfs.File
 	at, known := s.floor(off)
 	if off == s.base || s.size == 0 {
 		at, known = place{s.base, 0}, true
+	} else if position, ok := s.ends[off]; ok {
+		at, known = place{off, position}, true
 	}
 	l.mu.Unlock()
 	if known {
