@@ -49,7 +49,7 @@ func BenchmarkOpenSealed(b *testing.B) {
 				p := storagetest.Part()
 				p.ID = id
 				o, err := s.Open(context.Background(), storagetest.Recover(p, fmt.Sprint("round", round)))
-				if err != nil || o.Lease.Next != segments*5+1 {
+				if err != nil || o.Lease.Next != segments*2+1 {
 					b.Errorf("open: %+v, %v", o.Lease, err)
 					return
 				}
@@ -66,8 +66,8 @@ func BenchmarkOpenSealed(b *testing.B) {
 
 // fill2 writes more than an index interval.
 func fill2(w *storagetest.Writer) {
-	long := string(make([]byte, 3000))
-	for range 5 {
+	long := string(make([]byte, 7000))
+	for range 2 {
 		w.Append(long)
 	}
 }

@@ -57,11 +57,9 @@ func (s *Store) lower(ctx context.Context, which storage.Partition, offset recor
 	return s.recoveryPoints.flush(ctx) // even where it is low enough already: an earlier call may have failed here
 }
 
-// removeHighest removes segments from the end of a log, highest first, so that no crash leaves a gap.
+// removeHighest removes segments from the end of a log, highest first and each durably before the next, so that no
+// crash leaves a gap: nothing but a sync orders two removals.
 func (d disk) removeHighest(dir string, gone []found) error {
-	if len(gone) == 0 {
-		return nil
-	}
 	for i := len(gone) - 1; i >= 0; i-- {
 		if err := d.removeIndexes(dir, gone[i].base); err != nil {
 			return err
@@ -69,8 +67,11 @@ func (d disk) removeHighest(dir string, gone []found) error {
 		if err := d.fs.Remove(segmentPath(dir, gone[i].base)); err != nil {
 			return err
 		}
+		if err := d.fs.SyncDir(dir); err != nil {
+			return err
+		}
 	}
-	return d.fs.SyncDir(dir)
+	return nil
 }
 
 // shorten cuts one segment. Where a core lives that may have handed pages of this file to readers, it gets a new inode
@@ -247,6 +248,9 @@ func (d disk) sameContent(a, b string) (bool, error) {
 	return true, nil
 }
 
+// errUnfinished is a truncation that failed half-way: the partition has to be opened again.
+var errUnfinished = errors.New("an earlier truncation was not finished")
+
 // Truncate implements storage.Keeper.
 func (s *Store) Truncate(ctx context.Context, r storage.TruncateRequest) (storage.Opened, error) {
 	if err := check(r.Partition); err != nil {
@@ -281,7 +285,10 @@ func (s *Store) truncate(ctx context.Context, p *part, r storage.TruncateRequest
 	if err != nil {
 		return storage.Opened{}, err
 	}
-	p.reset() // from here on only recovery knows what lies there, until all of it is done
+	// From here on only recovery knows where the log ends, until all of it is done. Sealed segments that stay are read on.
+	p.mu.Lock()
+	p.state.segments, p.state.sealing, p.state.failed = p.state.segments[:at+1:at+1], 0, errUnfinished
+	p.mu.Unlock()
 	if err := s.lower(ctx, r.Partition, r.Next); err != nil {
 		return storage.Opened{}, err
 	}

@@ -194,6 +194,10 @@ func (s *Store) missing(ctx context.Context, r storage.OpenRequest) error {
 // quarantined is where a partition of that topic id is set aside. While it is there, the partition counts as
 // quarantined and not as missing.
 func (s *Store) quarantined(name, topicID string) string {
+	const nameBytesMax = 255 // of a file, on Linux
+	if len(name)+1+len(topicID) > nameBytesMax {
+		name = name[strings.LastIndexByte(name, '-')+1:]
+	}
 	return filepath.Join(s.disk.quarantine(), name+"."+topicID)
 }
 
@@ -238,8 +242,8 @@ func isNewer(v string) bool {
 // build makes a new partition complete under tmp/ and gives it its name last.
 func (s *Store) build(r storage.OpenRequest) error {
 	name := r.Partition.String()
-	tmp := filepath.Join(s.disk.tmp(), name+"."+r.Partition.TopicID)
-	if err := s.disk.fs.RemoveAll(tmp); err != nil { // what an earlier try left
+	tmp := filepath.Join(s.disk.tmp(), fmt.Sprintf("%s-%d", r.Partition.TopicID, r.Partition.ID)) // a topic's name may leave no room for more
+	if err := s.disk.fs.RemoveAll(tmp); err != nil {                                              // what an earlier try left
 		return err
 	}
 	if err := s.disk.fs.Mkdir(tmp); err != nil {

@@ -392,7 +392,7 @@ func (s *Store) marked(ctx context.Context, which storage.Partition, v *recovery
 		return do()
 	}
 	mark := filepath.Join(v.dir, openingName)
-	ends, err := s.ends(mark)
+	ends, err := s.ends(mark, v.r.Instance)
 	if err != nil {
 		return err
 	}
@@ -406,7 +406,7 @@ func (s *Store) marked(ctx context.Context, which storage.Partition, v *recovery
 		}
 		defer release()
 	}
-	err = s.withReserve(func() error { return s.disk.writeDurably(mark, fmt.Appendf(nil, "%d\n", ends+1)) })
+	err = s.withReserve(func() error { return s.disk.writeDurably(mark, fmt.Appendf(nil, "%d %s\n", ends+1, v.r.Instance)) })
 	if err != nil && !errors.Is(withFull(err), storage.ErrFull) { // on a full disk it goes without
 		return err
 	}
@@ -418,17 +418,20 @@ func (s *Store) marked(ctx context.Context, which storage.Partition, v *recovery
 	return do()
 }
 
-// endsMax is how often the process may end while it opens one and the same partition.
+// endsMax is how often the process may end while it opens one and the same partition for one and the same core.
 const endsMax = 2
 
-func (s *Store) ends(mark string) (int, error) {
+// ends reads the mark. What another core left does not count: when a server is killed its plugins end with it, and no
+// partition is to blame.
+func (s *Store) ends(mark, instance string) (int, error) {
 	text, err := s.disk.readSmall(mark)
 	if err != nil {
 		return 0, ignoreMissing(err)
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return 1, nil // it was written, and then something went wrong
+	count, by, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+	n, err := strconv.Atoi(count)
+	if err != nil || by != instance {
+		return 0, nil
 	}
 	return n, nil
 }

@@ -85,7 +85,7 @@ func TestNewPartitionIsCompleteAndDurableBeforeItsName(t *testing.T) {
 	for _, c := range fsys.Calls(faultfs.Changing) {
 		got = append(got, strings.ReplaceAll(c.String(), dir+"/", ""))
 	}
-	tmp := "tmp/orders-2.0123456789abcdef0123456789abcdef"
+	tmp := "tmp/0123456789abcdef0123456789abcdef-2"
 	want := []string{
 		"removeall " + tmp,
 		"mkdir " + tmp,

@@ -74,29 +74,81 @@ type Log struct {
 	notes      notes
 }
 
+// openTries is how often a partition is opened when the plugin's process ends meanwhile: the plugin sets a partition
+// aside that has ended it twice, and then the others go on (§6.6).
+const openTries = 4
+
 // Open opens the partition at the adopted plugin and returns its log with the report of what recovery cut, nil if
-// nothing. It waits for a plugin until ctx ends.
+// nothing. It waits for a plugin until ctx ends, and for a further one if its process ends meanwhile.
 func (d *Dir) Open(ctx context.Context, part storage.Partition, o OpenOptions) (*Log, *storage.Cut, error) {
-	p, err := d.store(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
 	l := &Log{dir: d, part: part, opt: o, set: o.Settings, epoch: o.Epoch, calls: make(chan struct{}, 1)}
 	l.idle = sync.NewCond(&l.mu)
-	answer, err := p.Store.Open(ctx, storage.OpenRequest{
+	req := storage.OpenRequest{
 		Partition: part, Instance: d.instance, Create: o.Create, Adopt: o.Adopt, Epoch: o.Epoch,
 		Lazy: o.Sync.Mode != SyncBatch, SegmentBytes: o.SegmentBytes, Ceiling: -1,
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("open %s: %w", part, err)
 	}
-	if err := l.install(answer); err != nil {
+	answer, err := d.openAt(ctx, req)
+	if err == nil {
+		err = l.install(answer)
+	}
+	if err != nil {
 		return nil, nil, fmt.Errorf("open %s: %w", part, err)
 	}
 	d.mu.Lock()
 	d.logs[l] = struct{}{}
 	d.mu.Unlock()
 	return l, answer.Cut, nil
+}
+
+func (d *Dir) openAt(ctx context.Context, req storage.OpenRequest) (storage.Opened, error) {
+	for try := 1; ; try++ {
+		p, err := d.store(ctx)
+		if err != nil {
+			return storage.Opened{}, err
+		}
+		answer, err := p.Store.Open(ctx, req)
+		if err == nil || isAnswer(err) || try == openTries || !d.replaced(ctx, p) {
+			return answer, err
+		}
+		d.log.Warn("partition is opened again", "partition", req.Partition.String(), "err", err)
+	}
+}
+
+// isAnswer reports whether the plugin itself said err: then it is alive.
+func isAnswer(err error) bool {
+	for _, known := range []error{
+		storage.ErrDataMissing, storage.ErrHeldMismatch, storage.ErrLeaseHeld, storage.ErrLeaseStale, storage.ErrQuarantined,
+		storage.ErrNotOpen, storage.ErrFull, storage.ErrFormat,
+	} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
+}
+
+// replacedWait is how long the end of a process may take to be noticed after a call to it failed.
+const replacedWait = time.Second
+
+// replaced reports whether p is no longer the plugin.
+func (d *Dir) replaced(ctx context.Context, p *Plugin) bool {
+	deadline := time.NewTimer(replacedWait)
+	defer deadline.Stop()
+	for {
+		d.mu.Lock()
+		gone, changed := d.plugin != p, d.changed
+		d.mu.Unlock()
+		if gone {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-deadline.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // install takes over what Open answered: a whole log with a fresh lease.

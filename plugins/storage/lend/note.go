@@ -18,6 +18,7 @@ type notes struct {
 	sent    int   // entries[:sent] are in a call
 	since   int64 // bytes written since the last entry
 	pending bool  // the end has moved since the last note
+	sending bool  // a call is under way
 }
 
 // indexInterval is Kafka's index.interval.bytes.
@@ -108,7 +109,7 @@ func (d *Dir) noteAll(ctx context.Context, logs []*Log) {
 // sendNotes reports false when p is of no more use.
 func (l *Log) sendNotes(ctx context.Context, p *Plugin) bool {
 	l.mu.Lock()
-	if l.down != nil || !l.notes.pending {
+	if l.down != nil || !l.notes.pending || l.notes.sending {
 		l.mu.Unlock()
 		return true
 	}
@@ -121,11 +122,12 @@ func (l *Log) sendNotes(ctx context.Context, p *Plugin) bool {
 		}
 	}
 	l.notes.sent = len(n.Entries)
-	l.notes.pending = l.synced.next < l.confirmed
+	l.notes.pending, l.notes.sending = l.synced.next < l.confirmed, true
 	l.mu.Unlock()
 	err := p.Store.Note(ctx, n)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.notes.sending = false
 	if err != nil {
 		l.notes.replay()
 		l.dir.log.Debug("note was not taken", "partition", l.part.String(), "err", err)

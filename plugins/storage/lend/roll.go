@@ -45,6 +45,7 @@ func (l *Log) roll(ctx context.Context) error {
 			Position: active.size, Next: active.next, MaxTimestamp: active.maxTimestamp,
 		}
 		l.mu.Unlock()
+		l.sendNotes(ctx, p) // so that the plugin can seal the index without reading the end of the segment
 		lease, err := p.Store.Roll(ctx, req)
 		if err != nil {
 			return l.callFailed(ctx, p, fmt.Errorf("roll %s: %w", l.part, err))
