@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
@@ -11,8 +12,11 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
 
-// spareBytesMax bounds the buffer an idle partition keeps: ten thousand of them must stay cheap.
-const spareBytesMax = 64 << 10
+// buffers are shared by all partitions: an idle one keeps none, and a busy one finds them grown.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// keepBytesMax bounds what goes back to the pool: a group of one huge record is an exception.
+const keepBytesMax = 2 * groupBytesMax
 
 // commitAll is the writer: it commits group after group until the partition is closed and its queue empty.
 func (p *Partition) commitAll() {
@@ -112,34 +116,31 @@ func (p *Partition) failure(err error) *errcode.Error {
 	var full *lend.FullError
 	switch {
 	case errors.As(err, &full):
-		return errcode.Wrap(errcode.StorageFull, err, fmt.Sprintf("the disk has no room for %s", p.Name),
+		return errcode.Wrap(errcode.StorageFull, err, fmt.Sprintf("the disk has no room for %s", p.Address()),
 			"nothing was written; free space, then try again")
 	case errors.Is(err, lend.ErrUnknown):
-		return errcode.Wrap(errcode.StorageUnknown, err, fmt.Sprintf("writing to %s failed on the way to the disk", p.Name),
+		return errcode.Wrap(errcode.StorageUnknown, err, fmt.Sprintf("writing to %s failed on the way to the disk", p.Address()),
 			"the record may or may not appear; read the log before sending it again")
 	case errors.Is(err, lend.ErrNoStore):
-		return errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("the storage plugin of %s does not answer", p.Name),
+		return errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("the storage plugin of %s does not answer", p.Address()),
 			"nothing was written; try again")
 	}
-	return errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("%s takes no records now: %v", p.Name, err),
+	return errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("%s takes no records now: %v", p.Address(), err),
 		"nothing was written; see the server's log, then try again")
 }
 
+// reuse keeps g for the next group, and gives its buffer back.
 func (p *Partition) reuse(g *group) {
-	if cap(g.buf) > spareBytesMax && !p.busy() {
-		g.buf = nil
+	if cap(g.buf) <= keepBytesMax {
+		*g.pooled = g.buf[:0]
+		buffers.Put(g.pooled)
 	}
+	g.buf, g.pooled = nil, nil
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.spare == nil {
 		p.spare = g
 	}
-}
-
-func (p *Partition) busy() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.pending != nil || len(p.full) > 0
 }
 
 // Records walks the log from off on, as a reader at the tail or behind it.

@@ -38,6 +38,7 @@ type group struct {
 	whole  bool           // buf holds whole batches; else batch is being built in it
 	batch  record.Builder // of records that came one by one
 	buf    []byte
+	pooled *[]byte // where buf came from
 	claims []claim
 }
 
@@ -145,7 +146,7 @@ func (p *Partition) offer(stop <-chan struct{}, addLocked func() bool) *errcode.
 		case <-deadline:
 		case <-stop:
 		}
-		return errcode.New(errcode.StorageUnavailable, fmt.Sprintf("%s took no record before the deadline", p.Name),
+		return errcode.New(errcode.StorageUnavailable, fmt.Sprintf("%s took no record before the deadline", p.Address()),
 			"nothing was written; try again")
 	}
 }
@@ -184,7 +185,8 @@ func (p *Partition) groupLocked(whole bool, bytes int) *group {
 		g = &group{}
 	}
 	g.whole, g.claims = whole, g.claims[:0]
-	g.buf = g.buf[:0]
+	g.pooled = buffers.Get().(*[]byte)
+	g.buf = (*g.pooled)[:0]
 	if !whole {
 		g.batch.Reset(g.buf)
 	}

@@ -7,6 +7,7 @@
 package partition
 
 import (
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -93,6 +94,9 @@ func (p *Partition) Tick() {
 	p.ticked = true
 	p.work.Signal()
 }
+
+// Address is how clients name the partition: "orders/2".
+func (p *Partition) Address() string { return fmt.Sprintf("%s/%d", p.Name.Topic, p.Name.ID) }
 
 // Log is what readers read from, up to the high watermark.
 func (p *Partition) Log() *lend.Log { return p.log }

@@ -109,26 +109,42 @@ func leased(data string) (*core, error) {
 // sample is one run's speed.
 type sample struct{ megabytes, cpuPerGB float64 }
 
-// append writes runBytes in batches of batchBytes to a fresh partition and deletes it, so that nothing of it has to be
-// written back later.
-func (c *core) append(t testing.TB, round int) sample {
+// partitionOf is what a round writes to.
+func partitionOf(round int) storage.Partition {
+	return storage.Partition{Topic: "bench", TopicID: fmt.Sprintf("%032x", round+1)}
+}
+
+// open makes a round's partition.
+func (c *core) open(t testing.TB, round int, segment int64) *lend.Log {
 	t.Helper()
-	part := storage.Partition{Topic: "bench", TopicID: fmt.Sprintf("%032x", round+1)}
-	l, _, err := c.dir.Open(t.Context(), part, lend.OpenOptions{
-		Create: true, Settings: lend.Settings{SegmentBytes: segmentBytes, Sync: lend.Sync{Mode: lend.SyncNever}},
+	l, _, err := c.dir.Open(t.Context(), partitionOf(round), lend.OpenOptions{
+		Create: true, Settings: lend.Settings{SegmentBytes: segment, Sync: lend.Sync{Mode: lend.SyncNever}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return l
+}
+
+// write appends one batch and returns the offset behind it.
+func write(t testing.TB, l *lend.Log, batch record.Batch, base record.Offset) record.Offset {
+	batch.SetBase(base)
+	g := lend.Group{Bytes: batch, Base: base, Next: batch.NextOffset(), MaxTimestamp: batch.MaxTimestamp()}
+	if err := l.Append(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	return g.Next
+}
+
+// append writes runBytes in batches of batchBytes to a fresh partition and deletes it, so that nothing of it has to be
+// written back later.
+func (c *core) append(t testing.TB, round int) sample {
+	t.Helper()
+	l := c.open(t, round, segmentBytes)
 	batch, next, written := filledBatch(), record.Offset(0), 0
 	cpu, start := c.cpu(t), time.Now()
 	for written < runBytes {
-		batch.SetBase(next)
-		g := lend.Group{Bytes: batch, Base: next, Next: batch.NextOffset(), MaxTimestamp: batch.MaxTimestamp()}
-		if err := l.Append(t.Context(), g); err != nil {
-			t.Fatal(err)
-		}
-		next = g.Next
+		next = write(t, l, batch, next)
 		written += len(batch)
 	}
 	took := time.Since(start)
@@ -136,15 +152,20 @@ func (c *core) append(t testing.TB, round int) sample {
 	if s := l.Stats(); s.Confirmed != next || s.Segments < runBytes/segmentBytes {
 		t.Fatalf("%d records written, the log ends at %d with %d segments", next, s.Confirmed, s.Segments)
 	}
-	if err := c.dir.Delete(t.Context(), part); err != nil {
+	c.remove(t, round)
+	return sample{float64(written) / 1e6 / took.Seconds(), used / (float64(written) / 1e9)}
+}
+
+// remove deletes a round's partition. The store does that later, beside other work; the next round must not pay for it.
+func (c *core) remove(t testing.TB, round int) {
+	t.Helper()
+	if err := c.dir.Delete(t.Context(), partitionOf(round)); err != nil {
 		t.Fatal(err)
 	}
-	// The store deletes later, beside other work; the next run must not pay for it.
 	harness.Eventually(t, "deleted segments are gone", func() bool {
 		left, err := os.ReadDir(filepath.Join(c.data, "trash"))
 		return err == nil && len(left) == 0
 	})
-	return sample{float64(written) / 1e6 / took.Seconds(), used / (float64(written) / 1e9)}
 }
 
 func (c *core) cpu(t testing.TB) (sum float64) {
@@ -174,10 +195,10 @@ func filledBatch() record.Batch {
 // is synced once, when it is sealed, on both sides. In memory even that costs nothing, and what is left is the code.
 func BenchmarkAppend(b *testing.B) {
 	describe()
-	for name, dir := range map[string]string{"memory": "/dev/shm", "disk": ""} {
-		b.Run(name, func(b *testing.B) {
+	for _, where := range []struct{ name, dir string }{{"disk", ""}, {"memory", "/dev/shm"}} {
+		b.Run(where.name, func(b *testing.B) {
 			for b.Loop() {
-				compareAppends(b, dir)
+				compareAppends(b, where.dir)
 			}
 		})
 	}

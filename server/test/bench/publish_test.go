@@ -155,7 +155,7 @@ func startInside(t testing.TB) *inside {
 	}
 	s := conn.NewServer(conn.Options{
 		Broker: b, Connections: 10, Limits: line.Limits{ControlLine: 4096, Payload: 1 << 20},
-		Pending: 8 << 20, WriteDeadline: 10 * time.Second, Logger: quiet,
+		Pending: 8 << 20, WriteDeadline: 10 * time.Second, Publish: 10 * time.Second, Logger: quiet,
 	})
 	var serving errgroup.Group
 	serving.Go(func() error { return s.Serve(l) })
