@@ -13,16 +13,21 @@ PROTOC_GEN_GO_GRPC     := v1.6.2
 TEST_PACKAGES = $(strip \
 	$(if $(shell nc -h 2>&1 | grep OpenBSD),,netcat-openbsd) \
 	$(if $(shell command -v protoc 2>/dev/null),,protobuf-compiler) \
+	$(if $(shell command -v mkfs.ext4 2>/dev/null),,e2fsprogs) \
+	$(if $(shell command -v mkfs.xfs 2>/dev/null),,xfsprogs) \
 	$(if $(shell command -v java 2>/dev/null),,openjdk-17-jre-headless) \
 	$(if $(shell command -v mvn 2>/dev/null),,maven))
 
 FUZZTIME  ?= 10s
 BENCH     ?= .
+ROUNDS    ?= 1000
+KILLTIME  ?= 60s
+SEEDS     ?= 20
 PROTO_OUT ?= .
 TOOLS     := $(CURDIR)/bin/tools/$(PROTOC_GEN_GO)-$(PROTOC_GEN_GO_GRPC)
 PROTOS    := $(sort $(shell find protocol/pluginpb -name '*.proto'))
 
-.PHONY: build run test test-tools lint bench fuzz proto proto-tools clean
+.PHONY: build run test test-tools chaos lint bench fuzz proto proto-tools clean
 .DELETE_ON_ERROR:
 
 build:
@@ -44,6 +49,11 @@ ifneq ($(TEST_PACKAGES),)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(TEST_PACKAGES)
 endif
+
+# Faults for long: power losses, full disks and kills on real file systems, and crashes of a simulated one. As root.
+chaos: test-tools
+	TRUNKLINE_TEST_REQUIRE=1 $(GO) test -count=1 -v -timeout 2h ./server/test/chaos -rounds $(ROUNDS) -time $(KILLTIME)
+	$(GO) test -count=1 -v -timeout 2h ./plugins/storage/crashtest -seeds $(SEEDS)
 
 lint:
 	@unformatted="$$(gofmt -l clients plugins protocol server)"; \

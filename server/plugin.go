@@ -4,16 +4,31 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata/embedded"
+	"github.com/trunkline-mq/trunkline/plugins/metadata/zookeeper"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/crc32"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/fnv1a"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/jump"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner/murmur2"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/roundrobin"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/sticky"
 	"github.com/trunkline-mq/trunkline/plugins/sdk"
 	"github.com/trunkline-mq/trunkline/plugins/storage/filelog"
 )
 
 // pluginConfig is what the server hands to a shipped plugin.
 type pluginConfig struct {
-	Data string `json:"data"` // the data directory, absolute
+	Data      string          `json:"data,omitempty"` // the data directory, absolute
+	Zookeeper zookeeperConfig `json:"zookeeper,omitzero"`
+}
+
+type zookeeperConfig struct {
+	Servers []string      `json:"servers"`
+	Chroot  string        `json:"chroot"`
+	Session time.Duration `json:"session"`
+	Digest  string        `json:"digest,omitempty"`
 }
 
 // runPlugin is the whole of a shipped plugin's process. It uses no shortcut that a third party's could not.
@@ -41,11 +56,26 @@ func runPlugin(args []string, stderr io.Writer) int {
 func compose(p *sdk.Plugin, cfg pluginConfig) (err error) {
 	switch p.Kind + "/" + p.Name {
 	case "storage/filelog":
-		p.Storage, err = filelog.New(filelog.Options{Data: cfg.Data, Logger: sdk.Logger()})
+		p.Storage, err = filelog.New(filelog.Options{Data: cfg.Data, Reserve: -1, Logger: sdk.Logger()})
 	case "metadata/embedded":
 		p.Metadata, err = embedded.Open(embedded.Options{Path: filepath.Join(cfg.Data, "meta", "embedded.db"), Logger: sdk.Logger()})
+	case "metadata/zookeeper":
+		z := cfg.Zookeeper
+		p.Metadata, err = zookeeper.Open(zookeeper.Options{
+			Servers: z.Servers, Chroot: z.Chroot, Session: z.Session, Digest: z.Digest, Logger: sdk.Logger(),
+		})
 	case "partitioner/murmur2":
 		p.Partitioner = murmur2.New()
+	case "partitioner/crc32":
+		p.Partitioner = crc32.New()
+	case "partitioner/fnv1a":
+		p.Partitioner = fnv1a.New()
+	case "partitioner/roundrobin":
+		p.Partitioner = roundrobin.New()
+	case "partitioner/sticky":
+		p.Partitioner = sticky.New()
+	case "partitioner/jump":
+		p.Partitioner = jump.New()
 	default:
 		return fmt.Errorf("no such plugin is shipped")
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -31,7 +32,7 @@ const drainTime = 5 * time.Second
 // serve runs the broker until a signal ends it. Everything that was opened is closed again, whatever happens.
 func serve(cfg config.Config, log *slog.Logger, stderr io.Writer) (err error) {
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR2)
 	defer signal.Stop(signals)
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
@@ -56,12 +57,15 @@ func serve(cfg config.Config, log *slog.Logger, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := b.Start(ctx); err != nil {
+	if err := startBroker(ctx, b, signals); errors.Is(err, errInterrupted) {
+		log.Info("told to end while starting")
+		return nil
+	} else if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	clients := conn.NewServer(connOptions(cfg, data, b, log))
-	s := servers{clients: clients, listener: listener, web: web, http: httpd.New(b.Ready)}
+	s := servers{clients: clients, listener: listener, web: web, http: httpd.New(b.Ready), lameDuck: cfg.Limits.LameDuck}
 	s.start()
 	httpAddr := "-"
 	if web != nil {
@@ -69,6 +73,34 @@ func serve(cfg config.Config, log *slog.Logger, stderr io.Writer) (err error) {
 	}
 	_, _ = fmt.Fprintf(stderr, "ready client=%s http=%s data=%s\n", listener.Addr(), httpAddr, data.Path)
 	return s.run(signals, log)
+}
+
+// errInterrupted says that a signal came before the broker was up.
+var errInterrupted = errors.New("told to end while starting")
+
+// startBroker starts the broker, which may wait for what it needs. A signal ends that.
+func startBroker(ctx context.Context, b *broker.Broker, signals <-chan os.Signal) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var listener errgroup.Group
+	listener.Go(func() error {
+		select {
+		case <-signals:
+			cancel(errInterrupted)
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	err := b.Start(ctx)
+	interrupted := errors.Is(context.Cause(ctx), errInterrupted)
+	cancel(nil)
+	_ = listener.Wait()
+	switch {
+	case interrupted && err == nil:
+		return errors.Join(errInterrupted, b.Close())
+	case interrupted: // the rest of err comes of it
+		return errInterrupted
+	}
+	return err
 }
 
 // listen opens a listener; none for an address of "-" or "".
@@ -102,6 +134,7 @@ type servers struct {
 	listener net.Listener
 	web      net.Listener // nil: no HTTP
 	http     *httpd.Server
+	lameDuck config.LameDuck
 	tasks    errgroup.Group
 	failed   chan error
 }
@@ -119,6 +152,11 @@ func (s *servers) run(signals <-chan os.Signal, log *slog.Logger) error {
 	var fault error
 	select {
 	case sig := <-signals:
+		if sig == syscall.SIGUSR2 {
+			fault = closeListener(s.listener)
+			s.retire(signals, log)
+			break
+		}
 		log.Info("shutting down", "signal", sig.String())
 	case fault = <-s.failed:
 	}
@@ -147,37 +185,90 @@ func (s *servers) run(signals <-chan os.Signal, log *slog.Logger) error {
 	return errors.Join(fault, s.tasks.Wait())
 }
 
+// retire lets clients go elsewhere in their own time. A signal to end ends it.
+func (s *servers) retire(signals <-chan os.Signal, log *slog.Logger) {
+	log.Info("lame duck: clients are told to go elsewhere", "grace", s.lameDuck.Grace.String(), "spread", s.lameDuck.Spread.String())
+	ctx, cancel := context.WithCancel(context.Background())
+	var impatient errgroup.Group
+	impatient.Go(func() error {
+		for {
+			select {
+			case sig := <-signals:
+				if sig == syscall.SIGUSR2 {
+					continue // it is under way
+				}
+				cancel()
+			case <-ctx.Done():
+			}
+			return nil
+		}
+	})
+	s.clients.Retire(ctx, s.lameDuck.Grace, s.lameDuck.Spread)
+	cancel()
+	_ = impatient.Wait()
+}
+
 func brokerOptions(cfg config.Config, data *datadir.Dir, log *slog.Logger) broker.Options {
 	return broker.Options{
-		Data: data, Plugin: []string{"/proc/self/exe", "plugin"},
+		Data: data, Plugin: []string{"/proc/self/exe", "plugin"}, Metadata: metadataOptions(cfg),
 		AutoCreate: cfg.Topics.AutoCreate, AutoCreateMax: cfg.Topics.AutoCreateMax, Partitions: cfg.Topics.Partitions,
 		PublishTimeout: cfg.Limits.PublishTimeout,
-		SyncParallel:   cfg.Storage.SyncParallel, OpenFiles: openFiles(cfg.Storage.OpenFiles), Logger: log,
+		SyncParallel:   cfg.Storage.SyncParallel, OpenFiles: openFiles(cfg), Logger: log,
 	}
+}
+
+// metadataOptions say which metadata plugin is started, and how.
+func metadataOptions(cfg config.Config) broker.Metadata {
+	m := broker.Metadata{Name: cfg.Metadata}
+	if cfg.Metadata == config.MetadataZookeeper {
+		z := cfg.Zookeeper
+		// Texts and a number: this cannot fail.
+		m.Config, _ = json.Marshal(pluginConfig{Zookeeper: zookeeperConfig{Servers: z.Servers, Chroot: z.Chroot, Session: z.Session, Digest: z.Digest}})
+	}
+	return m
 }
 
 // fileReserve stays free for what must always work: metadata, logs, and the plugins' pipes.
 const fileReserve = 64
 
-// openFiles is how many sealed segments may be open: what was configured, or half of what the process's limit leaves,
-// so that connections get the other half.
-func openFiles(configured int) int {
-	if configured > 0 {
-		return configured
-	}
+// descriptors is how many the process may open beside the reserve.
+func descriptors() int {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return fileReserve
 	}
-	return int(max(fileReserve, (min(limit.Cur, 1<<20)-fileReserve)/2))
+	return max(fileReserve, int(min(limit.Cur, 1<<20))-fileReserve)
+}
+
+// openFiles is how many sealed segments may be open: what was configured, or what connections leave of the process's
+// limit, at most half of it.
+func openFiles(cfg config.Config) int {
+	if cfg.Storage.OpenFiles > 0 {
+		return cfg.Storage.OpenFiles
+	}
+	all := descriptors()
+	return max(fileReserve, min(all/2, all-cfg.Limits.Connections))
+}
+
+// connections is how many clients there may be: what was configured, and no more than there are descriptors for. Who
+// comes on top can then still be told why it is not served.
+func connections(cfg config.Config, log *slog.Logger) int {
+	room := max(1, descriptors()-openFiles(cfg))
+	if cfg.Limits.Connections <= room {
+		return cfg.Limits.Connections
+	}
+	log.Warn("limits.connections is lowered: the process may not open more descriptors; raise its limit (ulimit -n)",
+		"configured", cfg.Limits.Connections, "connections", room)
+	return room
 }
 
 func connOptions(cfg config.Config, data *datadir.Dir, b *broker.Broker, log *slog.Logger) conn.Options {
 	return conn.Options{
-		Broker: b, Connections: cfg.Limits.Connections,
+		Broker: b, Connections: connections(cfg, log),
 		Limits:  line.Limits{ControlLine: cfg.Limits.ControlLine, Payload: cfg.Limits.Payload},
 		Pending: cfg.Limits.Pending, WriteDeadline: cfg.Limits.WriteDeadline, Publish: cfg.Limits.PublishTimeout,
-		Live: cfg.LiveSubjects,
+		Live: cfg.LiveSubjects, AutoCreate: cfg.Topics.AutoCreate,
+		Subscriptions: cfg.Limits.Subscriptions, PingInterval: cfg.Limits.PingInterval,
 		Identity: conn.Identity{
 			ServerID: datadir.RandomID(), Name: fmt.Sprintf("trunkline-%d", data.BrokerID), Version: version,
 			Cluster: data.ClusterID, Broker: data.BrokerID, Advertise: cfg.Advertise,

@@ -37,13 +37,37 @@ func CheckPrefix(prefix string) error {
 	return CheckKey(key)
 }
 
+// opBytes is what an operation costs in a transaction beside keys and values: its frame, its part in the record of
+// changes, and who may read it.
+const opBytes = 256
+
+// Size is what counts against TxnBytesMax: for each guard, put and delete 256 bytes and twice its key, and the values.
+func (t Txn) Size() int {
+	size := opBytes * (len(t.Guards) + len(t.Puts) + len(t.Deletes))
+	for _, g := range t.Guards {
+		size += 2 * len(g.Key)
+	}
+	for _, p := range t.Puts {
+		size += 2*len(p.Key) + len(p.Value)
+	}
+	for _, key := range t.Deletes {
+		size += 2 * len(key)
+	}
+	return size
+}
+
 // Check returns the first fault of t that can be seen without a store: ErrBadKey for an illegal key or one that is
-// written twice, ErrTooLarge for a value.
+// written or guarded twice, ErrTooLarge for a value or the whole.
 func (t Txn) Check() error {
+	guarded := make(map[string]struct{}, len(t.Guards))
 	for _, g := range t.Guards {
 		if err := CheckKey(g.Key); err != nil {
 			return err
 		}
+		if _, twice := guarded[g.Key]; twice {
+			return fmt.Errorf("%w: %q is guarded twice in one transaction", ErrBadKey, g.Key)
+		}
+		guarded[g.Key] = struct{}{}
 		if g.Version < Absent {
 			return fmt.Errorf("%w: guard on %q wants version %d", ErrBadKey, g.Key, g.Version)
 		}
@@ -71,6 +95,9 @@ func (t Txn) Check() error {
 		if err := once(key); err != nil {
 			return err
 		}
+	}
+	if size := t.Size(); size > TxnBytesMax {
+		return fmt.Errorf("%w: the transaction counts as %d bytes, at most %d", ErrTooLarge, size, TxnBytesMax)
 	}
 	return nil
 }

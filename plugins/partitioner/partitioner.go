@@ -1,5 +1,6 @@
 // Package partitioner is the contract of a partitioner plugin: it states, as a plan, how a topic's records are spread
-// over its partitions. The core evaluates the plan; no record travels to the plugin.
+// over its partitions. The core evaluates the plan; no record travels to the plugin. Only a strategy that cannot be
+// stated is called: its plans are of partition.KindCalled, it is an Assigner too, and it sees keys, many at once.
 package partitioner
 
 import (
@@ -32,3 +33,19 @@ type PlanRequest struct {
 
 // ErrRefused is a partitioner's "not for this topic". It keeps its identity across the wire.
 var ErrRefused = errors.New("REFUSED: the partitioner does not serve this topic")
+
+// Assigner is what a partitioner is besides, if its plans are of partition.KindCalled. Calls may run concurrently.
+type Assigner interface {
+	// Assign writes the partition of each key of r to the same place in to, which has r.Keys.Len() elements. The answer
+	// depends on topic, number of partitions and key alone, today and after a restart, and is in [0, r.Partitions): the
+	// core asks for some keys again and refuses publishes when answers differ. It has 50 ms, waiting included. An error
+	// refuses the whole write; nothing of it is published. r's slices are the caller's.
+	Assign(ctx context.Context, r AssignRequest, to []partition.ID) error
+}
+
+// AssignRequest is the keys of one write to a topic. Records without a key are not among them: they take turns.
+type AssignRequest struct {
+	Topic      string
+	Partitions int32
+	Keys       *partition.Keys
+}

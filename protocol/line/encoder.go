@@ -36,6 +36,39 @@ func AppendHMsg(dst, subject, sid []byte, s Sizes) []byte {
 	return append(dst, '\r', '\n')
 }
 
+// Head is what a frame of a live subject says of its message before the sizes.
+type Head struct {
+	Subject, SID []byte
+	Reply        []byte // empty: none
+}
+
+func (h *Head) append(dst []byte, verb string) []byte {
+	dst = append(dst, verb...)
+	dst = append(dst, h.Subject...)
+	dst = append(dst, ' ')
+	dst = append(dst, h.SID...)
+	dst = append(dst, ' ')
+	if len(h.Reply) > 0 {
+		dst = append(dst, h.Reply...)
+		dst = append(dst, ' ')
+	}
+	return dst
+}
+
+// AppendMsgReply is AppendMsg for a message that may want a reply.
+func AppendMsgReply(dst []byte, h Head, size int) []byte {
+	dst = strconv.AppendInt(h.append(dst, "MSG "), int64(size), 10)
+	return append(dst, '\r', '\n')
+}
+
+// AppendHMsgReply is AppendHMsg for a message that may want a reply.
+func AppendHMsgReply(dst []byte, h Head, s Sizes) []byte {
+	dst = strconv.AppendInt(h.append(dst, "HMSG "), int64(s.Header), 10)
+	dst = append(dst, ' ')
+	dst = strconv.AppendInt(dst, int64(s.Total), 10)
+	return append(dst, '\r', '\n')
+}
+
 // AppendEnd appends the line end after a payload.
 func AppendEnd(dst []byte) []byte { return append(dst, '\r', '\n') }
 

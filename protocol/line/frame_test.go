@@ -39,6 +39,22 @@ func feed(l Limits, stream []byte, step int) ([]string, error) {
 	return out, nil
 }
 
+func TestFramesWithAReplyReadBack(t *testing.T) {
+	for _, reply := range []string{"", "_INBOX.a.1"} {
+		head := Head{Subject: []byte("live.x"), SID: []byte("7"), Reply: []byte(reply)}
+		wire := AppendEnd(append(AppendMsgReply(nil, head, 2), "hi"...))
+		wire = AppendEnd(append(AppendHMsgReply(wire, head, Sizes{Header: 12, Total: 14}), "NATS/1.0\r\n\r\nhi"...))
+		blank := reply
+		if blank != "" {
+			blank += " "
+		}
+		want := "MSG live.x 7 " + blank + "2\r\nhi\r\nHMSG live.x 7 " + blank + "12 14\r\nNATS/1.0\r\n\r\nhi\r\n"
+		if string(wire) != want {
+			t.Errorf("got %q, want %q", wire, want)
+		}
+	}
+}
+
 func TestFrameParserReadsEveryFrameCutAnywhere(t *testing.T) {
 	big := strings.Repeat("x", 200_000)
 	cases := []struct {

@@ -63,7 +63,7 @@ var verbs = [verbCount]struct {
 	Pong:       {"PONG", fields, 0, 0, "PONG", true},
 	Pub:        {"PUB", payload, 1, 2, "PUB <address> [reply-to] <#bytes>", true},
 	HPub:       {"HPUB", headers, 1, 2, "HPUB <address> [reply-to] <#header> <#total>", true},
-	Sub:        {"SUB", fields, 0, 0, "SUB <address> <sid>", true},
+	Sub:        {"SUB", fields, 0, 0, "SUB <address> [group] <sid>", true},
 	Unsub:      {"UNSUB", fields, 0, 0, "UNSUB <sid> [max]", true},
 	OK:         {"+OK", rest, 0, 0, "+OK", true},
 	Err:        {"-ERR", rest, 0, 0, "-ERR", true},

@@ -86,7 +86,7 @@ func TestNextSpreadsEvenlyAmongCallers(t *testing.T) {
 }
 
 func TestEvaluatorRefusesPlans(t *testing.T) {
-	for _, p := range []Plan{{}, {Kind: "called", Partitions: 1}, {Kind: KindMurmur2}, {Kind: KindMurmur2, Partitions: -1}, {Kind: KindMurmur2, Partitions: CountMax + 1}} {
+	for _, p := range []Plan{{}, {Kind: "murmur3", Partitions: 1}, {Kind: KindMurmur2}, {Kind: KindMurmur2, Partitions: -1}, {Kind: KindMurmur2, Partitions: CountMax + 1}} {
 		t.Run(fmt.Sprintf("%s %d", p.Kind, p.Partitions), func(t *testing.T) {
 			if e, err := NewEvaluator(p); !errors.Is(err, ErrPlan) || e != nil {
 				t.Errorf("got %v, %v", e, err)

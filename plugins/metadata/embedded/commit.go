@@ -32,6 +32,11 @@ func (s *Store) Commit(ctx context.Context, t metadata.Txn) (metadata.Revision, 
 	if err := s.brokenBy(); err != nil {
 		return 0, err
 	}
+	for _, p := range t.Puts {
+		if p.Session != metadata.NoSession && !s.lives(p.Session) {
+			return 0, fmt.Errorf("%w: %d, of %s", metadata.ErrSessionLost, p.Session, p.Key)
+		}
+	}
 	return s.commitInTurn(t)
 }
 
@@ -51,7 +56,7 @@ func (s *Store) commitInTurn(t metadata.Txn) (metadata.Revision, error) {
 	if err := tx.Commit(); err != nil {
 		return 0, s.breakBy(err)
 	}
-	s.history.add(revision, events)
+	s.history.Add(revision, events)
 	return revision, nil
 }
 
@@ -71,12 +76,8 @@ func apply(tx *bbolt.Tx, t metadata.Txn) (metadata.Revision, []metadata.Event, e
 	revision := current + 1
 	var events []metadata.Event
 	for _, p := range t.Puts {
-		version, err := versionOf(keys, p.Key)
+		e, err := applyPut(tx, p, revision)
 		if err != nil {
-			return 0, nil, err
-		}
-		e := metadata.Entry{Key: p.Key, Value: slices.Clone(p.Value), Version: version + 1, Revision: revision}
-		if err := keys.Put([]byte(p.Key), encodeEntry(e)); err != nil {
 			return 0, nil, err
 		}
 		events = append(events, metadata.Event{Entry: e})
@@ -89,7 +90,7 @@ func apply(tx *bbolt.Tx, t metadata.Txn) (metadata.Revision, []metadata.Event, e
 		if version == metadata.Absent {
 			continue
 		}
-		if err := keys.Delete([]byte(key)); err != nil {
+		if err := errors.Join(keys.Delete([]byte(key)), tx.Bucket(bucketOwned()).Delete([]byte(key))); err != nil {
 			return 0, nil, err
 		}
 		events = append(events, metadata.Event{
@@ -101,6 +102,30 @@ func apply(tx *bbolt.Tx, t metadata.Txn) (metadata.Revision, []metadata.Event, e
 	}
 	slices.SortFunc(events, func(a, b metadata.Event) int { return cmp.Compare(a.Key, b.Key) })
 	return revision, events, meta.Put(keyRevision(), binary.BigEndian.AppendUint64(nil, uint64(revision)))
+}
+
+func applyPut(tx *bbolt.Tx, p metadata.Put, revision metadata.Revision) (metadata.Entry, error) {
+	keys, owned := tx.Bucket(bucketKeys()), tx.Bucket(bucketOwned())
+	version, err := versionOf(keys, p.Key)
+	if err != nil {
+		return metadata.Entry{}, err
+	}
+	owner, err := ownerOf(owned, p.Key)
+	if err != nil {
+		return metadata.Entry{}, err
+	}
+	if version != metadata.Absent && owner != p.Session {
+		return metadata.Entry{}, &metadata.ConflictError{Key: p.Key}
+	}
+	e := metadata.Entry{
+		Key: p.Key, Value: slices.Clone(p.Value), Version: version + 1, Revision: revision, Session: p.Session,
+	}
+	if p.Session != metadata.NoSession {
+		if err := owned.Put([]byte(p.Key), binary.BigEndian.AppendUint64(nil, uint64(p.Session))); err != nil {
+			return metadata.Entry{}, err
+		}
+	}
+	return e, keys.Put([]byte(p.Key), encodeEntry(e))
 }
 
 func versionOf(keys *bbolt.Bucket, key string) (metadata.Version, error) {
@@ -123,8 +148,9 @@ func (s *Store) brokenBy() error {
 func (s *Store) breakBy(err error) error {
 	s.mu.Lock()
 	s.broken = fmt.Errorf("%w: %s: %w", ErrBroken, s.path, err)
+	unknown := fmt.Errorf("%w: %w", metadata.ErrUnknown, s.broken)
 	s.mu.Unlock()
 	s.log.Error("metadata file takes no more changes", "path", s.path, "err", err)
 	close(s.failed) // once: later commits are refused before they get here
-	return s.brokenBy()
+	return unknown
 }

@@ -2,6 +2,8 @@
 // when it returns. Changes are kept in memory for watchers, so a watch that starts further back than that, or before
 // the process did, is told to list again.
 //
+// A session lives until it is closed, or as long as the process: its keys go at the next Open at the latest.
+//
 // It assumes that no other process writes to the file: bbolt's lock makes a second one fail at Open. Deleting a key
 // that is not there is no error and no event, and a transaction that changes nothing returns the current revision
 // without writing. Made again, a deleted key starts at version 1.
@@ -25,6 +27,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
+	"github.com/trunkline-mq/trunkline/plugins/metadata/history"
 )
 
 // Name is how configuration names this store.
@@ -39,8 +42,9 @@ const lockTimeout = time.Second
 
 // What is in the file, all integers big-endian:
 //
-//	bucket "meta":  "format" -> uint32, "revision" -> uint64
-//	bucket "keys":  key      -> version uint64 | revision uint64 | value
+//	bucket "meta":   "format" -> uint32, "revision" -> uint64, "session" -> uint64, the newest session
+//	bucket "keys":   key      -> version uint64 | revision uint64 | value
+//	bucket "owned":  key      -> session uint64; only keys that have one
 //
 // bbolt's pages have checksums only on its two meta pages; a torn transaction is never visible.
 const (
@@ -57,7 +61,7 @@ var (
 	// further ones until it is opened again.
 	ErrBroken = errors.New("metadata file takes no changes after an I/O error")
 	// ErrClosed says that the store or watch was closed.
-	ErrClosed = errors.New("metadata store or watch is closed")
+	ErrClosed = history.ErrClosed
 )
 
 // Options say where the store is.
@@ -71,13 +75,15 @@ type Store struct {
 	db      *bbolt.DB
 	path    string
 	log     *slog.Logger
-	history *history
+	history *history.History
 	failed  chan struct{} // closed when broken
 	// turn is held by the one commit that is under way, I/O included; a channel, so that waiting for it can be given up.
 	turn chan struct{}
 
-	mu     sync.Mutex
-	broken error
+	mu       sync.Mutex
+	broken   error
+	sessions map[metadata.SessionID]*session // those that live
+	closed   bool
 }
 
 var _ metadata.Store = (*Store)(nil)
@@ -98,12 +104,16 @@ func Open(opt Options) (*Store, error) {
 		return nil, fmt.Errorf("open metadata file %s: %w", opt.Path, err)
 	}
 	revision, err := readMeta(db)
+	if err == nil {
+		revision, err = forget(db, revision)
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open metadata file %s: %w", opt.Path, err), db.Close())
 	}
 	return &Store{
 		db: db, path: opt.Path, log: opt.Logger,
-		history: newHistory(revision), failed: make(chan struct{}), turn: make(chan struct{}, 1),
+		history: history.New(revision), failed: make(chan struct{}), turn: make(chan struct{}, 1),
+		sessions: make(map[metadata.SessionID]*session),
 	}, nil
 }
 
@@ -184,7 +194,9 @@ func syncDir(dir string) error {
 
 func bucketMeta() []byte  { return []byte("meta") }
 func bucketKeys() []byte  { return []byte("keys") }
+func bucketOwned() []byte { return []byte("owned") }
 func keyFormat() []byte   { return []byte("format") }
+func keySession() []byte  { return []byte("session") }
 func keyRevision() []byte { return []byte("revision") }
 
 func readMeta(db *bbolt.DB) (metadata.Revision, error) {
@@ -227,7 +239,7 @@ func (s *Store) Get(ctx context.Context, key string) (metadata.Entry, error) {
 			return fmt.Errorf("%w: %s", metadata.ErrNotFound, key)
 		}
 		var err error
-		e, err = decodeEntry(key, raw)
+		e, err = decodeEntry(tx, key, raw)
 		return err
 	})
 	return e, err
@@ -246,7 +258,7 @@ func (s *Store) List(ctx context.Context, prefix string) (metadata.Snapshot, err
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			e, err := decodeEntry(string(k), v)
+			e, err := decodeEntry(tx, string(k), v)
 			if err != nil {
 				return err
 			}
@@ -276,24 +288,30 @@ func (s *Store) Watch(ctx context.Context, prefix string, after metadata.Revisio
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return s.history.watch(prefix, after)
+	return s.history.Watch(prefix, after)
 }
 
 // Failed is closed when the store is broken: it reads on, but only opening the file again makes it take changes.
 func (s *Store) Failed() <-chan struct{} { return s.failed }
 
-// Close ends the watches, waits for the calls under way and closes the file. It is safe to call twice.
+// Close ends watches and sessions, waits for the calls under way and closes the file. It is safe to call twice.
 func (s *Store) Close() error {
-	s.history.close()
+	s.history.Close()
+	s.loseAll()
 	return s.db.Close()
 }
 
-func decodeEntry(key string, raw []byte) (metadata.Entry, error) {
+func decodeEntry(tx *bbolt.Tx, key string, raw []byte) (metadata.Entry, error) {
 	if len(raw) < entryHeadBytes {
 		return metadata.Entry{}, fmt.Errorf("%w: the entry of %s is damaged", ErrFormat, key)
 	}
+	owner, err := ownerOf(tx.Bucket(bucketOwned()), key)
+	if err != nil {
+		return metadata.Entry{}, err
+	}
 	return metadata.Entry{
 		Key:      key,
+		Session:  owner,
 		Version:  metadata.Version(binary.BigEndian.Uint64(raw)),
 		Revision: metadata.Revision(binary.BigEndian.Uint64(raw[8:])),
 		Value:    slices.Clone(raw[entryHeadBytes:]), // bbolt's memory ends with the transaction

@@ -116,20 +116,34 @@ func (c *Client) List(ctx context.Context, prefix string) (metadata.Snapshot, er
 
 // Commit applies t. It asks again in no case.
 func (c *Client) Commit(ctx context.Context, t metadata.Txn) (metadata.Revision, error) {
-	if err := t.Check(); err != nil {
+	if err := errors.Join(t.Check(), ctx.Err()); err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	resp, err := c.rpc.Commit(ctx, txnToPB(t))
 	if err != nil {
-		return 0, fromStatus(ctx, "commit", err)
+		return 0, unknown(fromStatus(ctx, "commit", err))
 	}
 	rev := metadata.Revision(resp.GetRevision())
 	if rev < 0 || rev == 0 && len(t.Puts) > 0 {
-		return 0, fmt.Errorf("%w: commit: revision %d", ErrBadAnswer, rev)
+		return 0, unknown(fmt.Errorf("%w: commit: revision %d", ErrBadAnswer, rev))
 	}
 	return rev, nil
+}
+
+// unknown marks the error of a transaction that was sent, unless the plugin itself said that nothing happened.
+func unknown(err error) error {
+	var conflict *metadata.ConflictError
+	if errors.As(err, &conflict) {
+		return err
+	}
+	for _, id := range identities() {
+		if errors.Is(err, id.err) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", metadata.ErrUnknown, err)
 }
 
 // Watch establishes a watch; ctx bounds only that. The watch itself lives until Close.
@@ -137,41 +151,61 @@ func (c *Client) Watch(ctx context.Context, prefix string, after metadata.Revisi
 	if err := metadata.CheckPrefix(prefix); err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
+	s, first, err := begin(ctx, c.timeout, "watch", func(life context.Context) (grpc.ServerStreamingClient[metadatapb.WatchResponse], error) {
+		return c.rpc.Watch(life, &metadatapb.WatchRequest{Prefix: prefix, After: int64(after)})
+	})
+	if err != nil {
 		return nil, err
 	}
-	ctx, done := context.WithTimeout(ctx, c.timeout)
+	if len(first.GetEvents()) != 0 {
+		s.cancel()
+		return nil, fmt.Errorf("%w: watch %s: events before it was established", ErrBadAnswer, prefix)
+	}
+	return newWatcher(s, prefix, after), nil
+}
+
+// stream is a call that goes on after its first answer, until cancel.
+type stream[T any] struct {
+	grpc.ServerStreamingClient[T]
+	life   context.Context
+	cancel context.CancelFunc
+}
+
+// begin makes a call that goes on and waits for its first answer. ctx and timeout bound only that.
+func begin[T any](ctx context.Context, timeout time.Duration, call string,
+	open func(life context.Context) (grpc.ServerStreamingClient[T], error),
+) (*stream[T], *T, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	ctx, done := context.WithTimeout(ctx, timeout)
 	defer done()
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stopLink := context.AfterFunc(ctx, cancel)
-	stream, err := c.rpc.Watch(life, &metadatapb.WatchRequest{Prefix: prefix, After: int64(after)})
-	var first *metadatapb.WatchResponse
+	s, err := open(life)
+	var first *T
 	if err == nil {
-		first, err = stream.Recv()
+		first, err = s.Recv()
 	}
 	if !stopLink() && err == nil { // ctx ended just now, and life with it
 		err = context.Cause(ctx)
 	}
 	if err != nil {
 		cancel()
-		return nil, watchError(ctx, err)
+		return nil, nil, beginError(ctx, call, err)
 	}
-	if len(first.GetEvents()) != 0 {
-		cancel()
-		return nil, fmt.Errorf("%w: watch %s: events before it was established", ErrBadAnswer, prefix)
-	}
-	return newWatcher(life, cancel, stream, prefix, after), nil
+	return &stream[T]{ServerStreamingClient: s, life: life, cancel: cancel}, first, nil
 }
 
-// watchError words why a watch was not established. gRPC knows only that it was cancelled; ctx knows why.
-func watchError(ctx context.Context, err error) error {
+// beginError words why a call did not begin. gRPC knows only that it was cancelled; ctx knows why.
+func beginError(ctx context.Context, call string, err error) error {
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("%w: watch: %w", ErrDeadline, context.DeadlineExceeded)
+		return fmt.Errorf("%w: %s: %w", ErrDeadline, call, context.DeadlineExceeded)
 	case ctx.Err() != nil:
-		return fmt.Errorf("metadata plugin: watch: %w", ctx.Err())
+		return fmt.Errorf("metadata plugin: %s: %w", call, ctx.Err())
 	case errors.Is(err, io.EOF):
-		return fmt.Errorf("%w: watch: it ended before it began", ErrBadAnswer)
+		return fmt.Errorf("%w: %s: it ended before it began", ErrBadAnswer, call)
 	}
-	return fromStatus(ctx, "watch", err)
+	return fromStatus(ctx, call, err)
 }

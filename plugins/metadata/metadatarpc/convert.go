@@ -10,13 +10,16 @@ import (
 )
 
 func entryToPB(e metadata.Entry) *metadatapb.Entry {
-	return &metadatapb.Entry{Key: e.Key, Value: e.Value, Version: int64(e.Version), Revision: int64(e.Revision)}
+	return &metadatapb.Entry{
+		Key: e.Key, Value: e.Value, Version: int64(e.Version), Revision: int64(e.Revision), Session: uint64(e.Session),
+	}
 }
 
 func entryFromPB(e *metadatapb.Entry) metadata.Entry {
 	return metadata.Entry{
 		Key: e.GetKey(), Value: e.GetValue(),
 		Version: metadata.Version(e.GetVersion()), Revision: metadata.Revision(e.GetRevision()),
+		Session: metadata.SessionID(e.GetSession()),
 	}
 }
 
@@ -26,7 +29,7 @@ func txnToPB(t metadata.Txn) *metadatapb.CommitRequest {
 		r.Guards = append(r.Guards, &metadatapb.Guard{Key: g.Key, Version: int64(g.Version)})
 	}
 	for _, p := range t.Puts {
-		r.Puts = append(r.Puts, &metadatapb.Put{Key: p.Key, Value: p.Value})
+		r.Puts = append(r.Puts, &metadatapb.Put{Key: p.Key, Value: p.Value, Session: uint64(p.Session)})
 	}
 	return r
 }
@@ -37,7 +40,7 @@ func txnFromPB(r *metadatapb.CommitRequest) metadata.Txn {
 		t.Guards = append(t.Guards, metadata.Guard{Key: g.GetKey(), Version: metadata.Version(g.GetVersion())})
 	}
 	for _, p := range r.GetPuts() {
-		t.Puts = append(t.Puts, metadata.Put{Key: p.GetKey(), Value: p.GetValue()})
+		t.Puts = append(t.Puts, metadata.Put{Key: p.GetKey(), Value: p.GetValue(), Session: metadata.SessionID(p.GetSession())})
 	}
 	return t
 }

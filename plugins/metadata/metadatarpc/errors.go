@@ -28,12 +28,15 @@ type identity struct {
 	code   codes.Code
 }
 
-func identities() [4]identity {
+func identities() [7]identity {
 	return [...]identity{
 		{metadata.ErrNotFound, "NOT_FOUND", codes.NotFound},
 		{metadata.ErrCompacted, "COMPACTED", codes.OutOfRange},
 		{metadata.ErrBadKey, "BAD_KEY", codes.InvalidArgument},
 		{metadata.ErrTooLarge, "TOO_LARGE", codes.InvalidArgument},
+		{metadata.ErrUnknown, "UNKNOWN", codes.Unknown},
+		{metadata.ErrUnavailable, "UNAVAILABLE", codes.Unavailable},
+		{metadata.ErrSessionLost, "SESSION_LOST", codes.FailedPrecondition},
 	}
 }
 

@@ -31,6 +31,8 @@ type liar struct {
 	list     []*metadatapb.ListResponse
 	commit   *metadatapb.CommitResponse
 	watch    []*metadatapb.WatchResponse
+	session  []*metadatapb.SessionResponse
+	renew    *metadatapb.RenewResponse
 	err      error
 	hang     bool // answers nothing until the call is given up
 }
@@ -71,6 +73,19 @@ func (l *liar) Watch(_ *metadatapb.WatchRequest, s grpc.ServerStreamingServer[me
 		}
 	}
 	return l.outcome(s.Context())
+}
+
+func (l *liar) Session(_ *metadatapb.SessionRequest, s grpc.ServerStreamingServer[metadatapb.SessionResponse]) error {
+	for _, r := range l.session {
+		if err := s.Send(r); err != nil {
+			return err
+		}
+	}
+	return l.outcome(s.Context())
+}
+
+func (l *liar) Renew(context.Context, *metadatapb.RenewRequest) (*metadatapb.RenewResponse, error) {
+	return l.renew, l.err
 }
 
 // connect serves srv's registration over a pipe; stop ends the server before the test does.
@@ -200,6 +215,8 @@ func each(t *testing.T, ctx context.Context, c *Client, check func(name string, 
 	check("commit", err)
 	_, err = c.Watch(ctx, "/", 0)
 	check("watch", err)
+	_, err = c.Session(ctx)
+	check("session", err)
 }
 
 func TestEveryCallHasADeadline(t *testing.T) {
@@ -266,11 +283,16 @@ func (f failing) Watch(context.Context, string, metadata.Revision) (metadata.Wat
 	return nil, f.err
 }
 
+func (f failing) Session(context.Context) (metadata.Session, error) {
+	return nil, f.err
+}
+
 func TestErrorsKeepTheirIdentity(t *testing.T) {
-	for _, sentinel := range []error{metadata.ErrNotFound, metadata.ErrCompacted, metadata.ErrBadKey, metadata.ErrTooLarge} {
+	for _, sentinel := range []error{metadata.ErrNotFound, metadata.ErrCompacted, metadata.ErrBadKey, metadata.ErrTooLarge,
+		metadata.ErrUnknown, metadata.ErrUnavailable, metadata.ErrSessionLost} {
 		c, _ := connect(t, func(s *grpc.Server) { Register(s, failing{fmt.Errorf("%w: the details\n", sentinel)}) })
 		each(t, t.Context(), c, func(name string, err error) {
-			if !errors.Is(err, sentinel) || err.Error() != sentinel.Error()+": the details?" {
+			if !errors.Is(err, sentinel) || err.Error() != sentinel.Error()+": the details?" || sentinel != metadata.ErrUnknown && errors.Is(err, metadata.ErrUnknown) {
 				t.Errorf("%s: %v became %v", name, sentinel, err)
 			}
 		})
@@ -294,5 +316,66 @@ func TestStrangersReasonsAreNotOurs(t *testing.T) {
 	c := lying(t, &liar{err: status.Error(codes.NotFound, "NOT_FOUND: no such key")})
 	if _, err := c.Get(t.Context(), "/k"); errors.Is(err, metadata.ErrNotFound) || !errors.Is(err, ErrPlugin) {
 		t.Fatalf("an error without our reason became %v", err)
+	}
+}
+
+func TestLiesAboutSessionsAreFound(t *testing.T) {
+	if _, err := lying(t, &liar{session: []*metadatapb.SessionResponse{{}}, hang: true}).Session(t.Context()); !errors.Is(err, ErrBadAnswer) {
+		t.Errorf("a session without id: %v", err)
+	}
+	if _, err := lying(t, &liar{}).Session(t.Context()); !errors.Is(err, ErrBadAnswer) {
+		t.Errorf("a session that ends at once: %v", err)
+	}
+	for _, ns := range []int64{-1, 1<<63 - 1} {
+		c := lying(t, &liar{session: []*metadatapb.SessionResponse{{Session: 7}}, renew: &metadatapb.RenewResponse{Nanoseconds: ns}, hang: true})
+		n, err := c.Session(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Close()
+		if until, err := n.Renew(t.Context()); !errors.Is(err, ErrBadAnswer) {
+			t.Errorf("a promise of %d ns is believed: %v, %v", ns, until, err)
+		}
+	}
+}
+
+func TestSessionEndsWithItsPlugin(t *testing.T) {
+	c, stop := connect(t, func(s *grpc.Server) {
+		metadatapb.RegisterMetadataServer(s, &liar{session: []*metadatapb.SessionResponse{{Session: 7}}, hang: true})
+	})
+	n, err := c.Session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	stop()
+	select {
+	case <-n.Lost():
+	case <-time.After(10 * time.Second):
+		t.Fatal("nobody was told")
+	}
+	if _, err := n.Renew(t.Context()); !errors.Is(err, metadata.ErrSessionLost) {
+		t.Errorf("renew: %v", err)
+	}
+}
+
+func TestTransactionsWithoutAnswerAreUnknown(t *testing.T) {
+	txn := metadata.Txn{Puts: []metadata.Put{{Key: "/k"}}}
+	c, stop := connect(t, func(s *grpc.Server) { metadatapb.RegisterMetadataServer(s, &liar{hang: true}) })
+	c.timeout = 30 * time.Millisecond
+	if _, err := c.Commit(t.Context(), txn); !errors.Is(err, metadata.ErrUnknown) || !errors.Is(err, ErrDeadline) {
+		t.Errorf("no answer in time: %v", err)
+	}
+	stop()
+	if _, err := c.Commit(t.Context(), txn); !errors.Is(err, metadata.ErrUnknown) || !errors.Is(err, ErrUnavailable) {
+		t.Errorf("no plugin: %v", err)
+	}
+	if _, err := lying(t, &liar{commit: &metadatapb.CommitResponse{}}).Commit(t.Context(), txn); !errors.Is(err, metadata.ErrUnknown) {
+		t.Errorf("a bad answer: %v", err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.Commit(ended, txn); !errors.Is(err, context.Canceled) || errors.Is(err, metadata.ErrUnknown) {
+		t.Errorf("never sent: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package metadatarpc
 
 import (
 	"context"
+	"sync"
 
 	"google.golang.org/grpc"
 
@@ -17,12 +18,15 @@ const entryOverhead = 64
 
 // Register offers impl on s.
 func Register(s grpc.ServiceRegistrar, impl metadata.Store) {
-	metadatapb.RegisterMetadataServer(s, &service{impl: impl})
+	metadatapb.RegisterMetadataServer(s, &service{impl: impl, sessions: make(map[metadata.SessionID]metadata.Session)})
 }
 
 type service struct {
 	metadatapb.UnimplementedMetadataServer
 	impl metadata.Store
+
+	mu       sync.Mutex
+	sessions map[metadata.SessionID]metadata.Session // whose calls are under way
 }
 
 func (s *service) Describe(ctx context.Context, _ *metadatapb.DescribeRequest) (*metadatapb.DescribeResponse, error) {

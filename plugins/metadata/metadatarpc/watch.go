@@ -8,8 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"google.golang.org/grpc"
-
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
 	metadatapb "github.com/trunkline-mq/trunkline/protocol/pluginpb/metadata/v1"
 )
@@ -30,29 +28,25 @@ type watcher struct {
 
 var _ metadata.Watcher = (*watcher)(nil)
 
-func newWatcher(life context.Context, cancel context.CancelFunc,
-	stream grpc.ServerStreamingClient[metadatapb.WatchResponse], prefix string, after metadata.Revision,
-) *watcher {
-	w := &watcher{cancel: cancel, events: make(chan []metadata.Event, watchAhead), closed: make(chan struct{})}
+func newWatcher(s *stream[metadatapb.WatchResponse], prefix string, after metadata.Revision) *watcher {
+	w := &watcher{cancel: s.cancel, events: make(chan []metadata.Event, watchAhead), closed: make(chan struct{})}
 	w.wg.Go(func() {
 		defer close(w.events)
-		defer cancel()
-		w.err = w.pump(life, stream, prefix, after)
+		defer s.cancel()
+		w.err = w.pump(s, prefix, after)
 	})
 	return w
 }
 
-func (w *watcher) pump(life context.Context, stream grpc.ServerStreamingClient[metadatapb.WatchResponse],
-	prefix string, last metadata.Revision,
-) error {
+func (w *watcher) pump(s *stream[metadatapb.WatchResponse], prefix string, last metadata.Revision) error {
 	lastKey := ""
 	for {
-		resp, err := stream.Recv()
+		resp, err := s.Recv()
 		if errors.Is(err, io.EOF) {
 			return fmt.Errorf("%w: the watch ended without a reason", ErrUnavailable)
 		}
 		if err != nil {
-			return fromStatus(life, "watch", err)
+			return fromStatus(s.life, "watch", err)
 		}
 		events := make([]metadata.Event, 0, len(resp.GetEvents()))
 		for _, pb := range resp.GetEvents() {
@@ -68,7 +62,7 @@ func (w *watcher) pump(life context.Context, stream grpc.ServerStreamingClient[m
 		}
 		select {
 		case w.events <- events:
-		case <-life.Done():
+		case <-s.life.Done():
 			return ErrWatchClosed
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
@@ -21,8 +20,8 @@ type Process interface {
 }
 
 // Crash kills the process rounds times in the middle of commits: nothing that was acknowledged is lost, nothing is
-// half there, and versions and revisions have no gaps.
-func Crash(t *testing.T, p Process, rounds int) {
+// half there, and versions have no gaps.
+func Crash(t TB, p Process, rounds int) {
 	writers := make([]*writer, 3)
 	for i := range writers {
 		writers[i] = &writer{keys: [2]string{fmt.Sprintf("/w/%d/left", i), fmt.Sprintf("/w/%d/right", i)}}
@@ -70,7 +69,7 @@ type writer struct {
 }
 
 // run commits until the store is gone. It closes reached at target.
-func (w *writer) run(ctx context.Context, t *testing.T, s metadata.Store, target int, reached chan struct{}) {
+func (w *writer) run(ctx context.Context, t TB, s metadata.Store, target int, reached chan struct{}) {
 	for ctx.Err() == nil {
 		w.tried = w.acked + 1
 		value := []byte(fmt.Sprint(w.tried))
@@ -95,7 +94,7 @@ func (w *writer) run(ctx context.Context, t *testing.T, s metadata.Store, target
 }
 
 // verify compares the store with what the writers know, and resolves what they do not.
-func verify(ctx context.Context, t *testing.T, s metadata.Store, writers []*writer) {
+func verify(ctx context.Context, t TB, s metadata.Store, writers []*writer) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -107,7 +106,6 @@ func verify(ctx context.Context, t *testing.T, s metadata.Store, writers []*writ
 	for _, e := range snap.Entries {
 		entries[e.Key] = e
 	}
-	var commits metadata.Revision
 	for _, w := range writers {
 		left, right := entries[w.keys[0]], entries[w.keys[1]]
 		n := int(left.Version)
@@ -122,9 +120,5 @@ func verify(ctx context.Context, t *testing.T, s metadata.Store, writers []*writ
 			t.Fatalf("version %d holds %q and %q", n, left.Value, right.Value)
 		}
 		w.acked = n
-		commits += metadata.Revision(n)
-	}
-	if snap.Revision != commits {
-		t.Fatalf("%d commits are there, and the revision is %d", commits, snap.Revision)
 	}
 }

@@ -23,29 +23,48 @@ import (
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
 	"github.com/trunkline-mq/trunkline/plugins/metadata/embedded"
 	"github.com/trunkline-mq/trunkline/plugins/metadata/metadatarpc"
+	"github.com/trunkline-mq/trunkline/plugins/metadata/zookeeper"
 	"github.com/trunkline-mq/trunkline/plugins/sdk"
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "plugin" {
-		pluginMain()
+	if len(os.Args) == 3 && os.Args[1] == "plugin" {
+		pluginMain(os.Args[2])
 	}
 	goleak.VerifyTestMain(m)
 }
 
-// pluginMain is the whole main of the embedded store as a process.
-func pluginMain() {
-	var conf struct {
-		Path string `json:"path"`
-	}
+// childConfig is what a store's process is told.
+type childConfig struct {
+	Path    string        `json:"path,omitempty"` // embedded
+	Servers []string      `json:"servers,omitempty"`
+	Chroot  string        `json:"chroot,omitempty"`
+	Session time.Duration `json:"session,omitempty"`
+	Digest  string        `json:"digest,omitempty"`
+}
+
+// pluginMain is the whole main of a store as a process.
+func pluginMain(name string) {
+	var conf childConfig
 	if err := sdk.Config(&conf); err != nil {
 		sdk.Fatal(err)
 	}
-	store, err := embedded.Open(embedded.Options{Path: conf.Path, Logger: sdk.Logger()})
+	p := sdk.Plugin{Kind: sdk.KindMetadata, Name: name}
+	var err error
+	switch name {
+	case embedded.Name:
+		p.Version = embedded.Version
+		p.Metadata, err = embedded.Open(embedded.Options{Path: conf.Path, Logger: sdk.Logger()})
+	case zookeeper.Name:
+		p.Version = zookeeper.Version
+		p.Metadata, err = zookeeper.Open(zookeeper.Options{
+			Servers: conf.Servers, Chroot: conf.Chroot, Session: conf.Session, Digest: conf.Digest, Logger: sdk.Logger(),
+		})
+	}
 	if err != nil {
 		sdk.Fatal(err)
 	}
-	sdk.Serve(sdk.Plugin{Kind: sdk.KindMetadata, Name: embedded.Name, Version: embedded.Version, Metadata: store})
+	sdk.Serve(p)
 }
 
 func openEmbedded(t *testing.T) *embedded.Store {
@@ -64,48 +83,60 @@ func openEmbedded(t *testing.T) *embedded.Store {
 	return s
 }
 
+// each runs every case of the suite by itself.
+func each(t *testing.T, open func(t *testing.T) metadata.Store) {
+	for _, c := range Cases() {
+		t.Run(c.Name, func(t *testing.T) { c.Run(t, func(TB) metadata.Store { return open(t) }) })
+	}
+}
+
 func TestDirectly(t *testing.T) {
-	Run(t, func(t *testing.T) metadata.Store { return openEmbedded(t) })
+	each(t, func(t *testing.T) metadata.Store { return openEmbedded(t) })
 }
 
 func TestThroughPipe(t *testing.T) {
-	Run(t, func(t *testing.T) metadata.Store {
-		impl := openEmbedded(t)
-		lis := bufconn.Listen(1 << 16)
-		srv := grpc.NewServer(grpc.MaxRecvMsgSize(handshake.MessageBytesMax))
-		metadatarpc.Register(srv, impl)
-		var wg sync.WaitGroup
-		wg.Go(func() { _ = srv.Serve(lis) })
-		conn, err := grpc.NewClient("passthrough:///pipe", grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			_ = conn.Close()
-			srv.Stop()
-			wg.Wait()
-		})
-		return metadatarpc.NewClient(conn)
+	each(t, func(t *testing.T) metadata.Store { return throughPipe(t, openEmbedded(t)) })
+}
+
+// throughPipe is a client of impl over gRPC in memory.
+func throughPipe(t *testing.T, impl metadata.Store) metadata.Store {
+	lis := bufconn.Listen(1 << 16)
+	srv := grpc.NewServer(grpc.MaxRecvMsgSize(handshake.MessageBytesMax))
+	metadatarpc.Register(srv, impl)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(lis) })
+	conn, err := grpc.NewClient("passthrough:///pipe", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = conn.Close()
+		srv.Stop()
+		wg.Wait()
 	})
+	return metadatarpc.NewClient(conn)
 }
 
 func TestAsProcess(t *testing.T) {
-	Run(t, func(t *testing.T) metadata.Store {
-		s, err := startProcess(t).Store(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	})
+	each(t, func(t *testing.T) metadata.Store { return asProcess(t, embedded.Name, embeddedConfig(t)) })
+}
+
+// asProcess is a client of the named store, run as a supervised plugin.
+func asProcess(t *testing.T, name string, config []byte) metadata.Store {
+	s, err := startProcess(t, name, config).Store(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 func TestKilledInTheMiddleOfCommits(t *testing.T) {
-	Crash(t, startProcess(t), 8)
+	Crash(t, startProcess(t, embedded.Name, embeddedConfig(t)), 8)
 }
 
 func TestSecondProcessIsToldToStopTheFirst(t *testing.T) {
-	p := startProcess(t)
+	p := startProcess(t, embedded.Name, embeddedConfig(t))
 	spec := p.spec
 	spec.RunDir, spec.OnUp, spec.OnDown = shortDir(t), nil, nil
 	err := host.New(spec, host.Options{Logger: slog.New(slog.DiscardHandler)}).Start(t.Context())
@@ -118,7 +149,12 @@ func TestSecondProcessIsToldToStopTheFirst(t *testing.T) {
 	}
 }
 
-// process is the embedded store as a supervised plugin.
+// embeddedConfig is the configuration of an embedded store of its own.
+func embeddedConfig(t *testing.T) []byte {
+	return fmt.Appendf(nil, `{"path":%q}`, filepath.Join(t.TempDir(), "meta", "embedded.db"))
+}
+
+// process is a store as a supervised plugin.
 type process struct {
 	spec host.Spec
 
@@ -129,13 +165,13 @@ type process struct {
 
 var _ Process = (*process)(nil)
 
-func startProcess(t *testing.T) *process {
+func startProcess(t *testing.T, name string, config []byte) *process {
 	t.Helper()
 	p := &process{changed: make(chan struct{})}
 	p.spec = host.Spec{
-		Kind: sdk.KindMetadata, Name: embedded.Name, RunDir: shortDir(t),
-		Command: []string{"/proc/self/exe", "plugin"},
-		Config:  fmt.Appendf(nil, `{"path":%q}`, filepath.Join(t.TempDir(), "meta", "embedded.db")),
+		Kind: sdk.KindMetadata, Name: name, RunDir: shortDir(t),
+		Command: []string{"/proc/self/exe", "plugin", name},
+		Config:  config,
 		OnUp: func(_ context.Context, inst *host.Instance) error {
 			p.set(inst)
 			return nil

@@ -11,45 +11,71 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
 )
 
-// Open returns a store with nothing in it. What it started ends with the test (t.Cleanup).
-type Open func(t *testing.T) metadata.Store
+// TB is what the suite needs of a test; *testing.T is one.
+type TB interface {
+	Helper()
+	Context() context.Context
+	Logf(format string, args ...any)
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+	Cleanup(f func())
+}
+
+// Open returns a store with nothing in it. What it started ends with the test (Cleanup).
+type Open func(t TB) metadata.Store
 
 // patience bounds every wait for something that must come.
 const patience = 20 * time.Second
 
-// Run runs the suite: each test gets a store of its own.
-func Run(t *testing.T, open Open) {
-	for _, tc := range []struct {
-		name string
-		test func(*testing.T, metadata.Store)
-	}{
-		{"describes itself", testDescribe},
-		{"an empty store has nothing", testEmpty},
-		{"a put is read back", testPut},
-		{"versions count the writes of a key", testVersions},
-		{"guards hold or nothing happens", testGuards},
-		{"deleting what is not there is no error", testDeleteAbsent},
-		{"a transaction that changes nothing has no revision", testNoChange},
-		{"lists are ordered and bounded by their prefix", testList},
-		{"long lists arrive whole", testLongList},
-		{"illegal keys are refused", testBadKeys},
-		{"values are bounded", testTooLarge},
-		{"an ended context is respected", testContext},
-		{"concurrent increments lose nothing", testIncrements},
-		{"a watch sees every change in order", testWatch},
-		{"a watch starts in the past", testWatchFromPast},
-		{"a watch of the future or of too long ago is refused", testWatchRefused},
-		{"a watch sees deletions and only its prefix", testWatchPrefix},
-		{"a watch ends with Close and with its context", testWatchEnds},
-		{"a large transaction is watched whole", testWatchLarge},
-	} {
-		t.Run(tc.name, func(t *testing.T) { tc.test(t, open(t)) })
+// Case is one thing that the core relies on.
+type Case struct {
+	Name string
+	Run  func(t TB, open Open)
+}
+
+// Run runs every case on t. Who wants them apart ranges over Cases.
+func Run(t TB, open Open) {
+	for _, c := range Cases() {
+		t.Logf("%s", c.Name)
+		c.Run(t, open)
+	}
+}
+
+// Cases returns the suite: each case opens a store of its own.
+func Cases() []Case {
+	one := func(test func(TB, metadata.Store)) func(TB, Open) {
+		return func(t TB, open Open) { test(t, open(t)) }
+	}
+	return []Case{
+		{"describes itself", one(testDescribe)},
+		{"an empty store has nothing", one(testEmpty)},
+		{"a put is read back", one(testPut)},
+		{"versions count the writes of a key", one(testVersions)},
+		{"guards hold or nothing happens", one(testGuards)},
+		{"guards on keys that are not written hold too", one(testGuardsAlone)},
+		{"deleting what is not there is no error", one(testDeleteAbsent)},
+		{"a transaction that changes nothing has no revision", one(testNoChange)},
+		{"lists are ordered and bounded by their prefix", one(testList)},
+		{"long lists arrive whole", one(testLongList)},
+		{"illegal keys are refused", one(testBadKeys)},
+		{"values and transactions are bounded", one(testTooLarge)},
+		{"an ended context is respected", one(testContext)},
+		{"concurrent increments lose nothing", one(testIncrements)},
+		{"writes without guards all happen", one(testUnguarded)},
+		{"a watch sees every change in order", one(testWatch)},
+		{"a watch starts in the past", one(testWatchFromPast)},
+		{"a watch of the future or of too long ago is refused", one(testWatchRefused)},
+		{"a watch sees deletions and only its prefix", one(testWatchPrefix)},
+		{"a watch ends with Close and with its context", one(testWatchEnds)},
+		{"large values are watched whole", one(testWatchLarge)},
+		{"a session's keys go with it", one(testSession)},
+		{"a key stays with its session, or with none", one(testSessionKeys)},
+		{"sessions that are over own nothing", one(testSessionLost)},
 	}
 }
 
@@ -58,7 +84,7 @@ func put(key, value string, guards ...metadata.Guard) metadata.Txn {
 	return metadata.Txn{Guards: guards, Puts: []metadata.Put{{Key: key, Value: []byte(value)}}}
 }
 
-func mustCommit(t *testing.T, s metadata.Store, txn metadata.Txn) metadata.Revision {
+func mustCommit(t TB, s metadata.Store, txn metadata.Txn) metadata.Revision {
 	t.Helper()
 	rev, err := s.Commit(t.Context(), txn)
 	if err != nil {
@@ -67,23 +93,29 @@ func mustCommit(t *testing.T, s metadata.Store, txn metadata.Txn) metadata.Revis
 	return rev
 }
 
-func mustGet(t *testing.T, s metadata.Store, key, value string, version metadata.Version) metadata.Entry {
+// state is what a key is to be.
+type state struct {
+	value   string
+	version metadata.Version
+}
+
+func mustGet(t TB, s metadata.Store, key string, want state) metadata.Entry {
 	t.Helper()
 	e, err := s.Get(t.Context(), key)
-	if err != nil || e.Key != key || string(e.Value) != value || e.Version != version {
-		t.Fatalf("get %s: %+v, %v; want %q at version %d", key, e, err, value, version)
+	if err != nil || e.Key != key || string(e.Value) != want.value || e.Version != want.version {
+		t.Fatalf("get %s: %+v, %v; want %+v", key, e, err, want)
 	}
 	return e
 }
 
-func testDescribe(t *testing.T, s metadata.Store) {
+func testDescribe(t TB, s metadata.Store) {
 	d, err := s.Describe(t.Context())
 	if err != nil || d.Name == "" || d.Version == "" {
 		t.Fatalf("describe: %+v, %v", d, err)
 	}
 }
 
-func testEmpty(t *testing.T, s metadata.Store) {
+func testEmpty(t TB, s metadata.Store) {
 	if _, err := s.Get(t.Context(), "/a"); !errors.Is(err, metadata.ErrNotFound) {
 		t.Errorf("get: %v", err)
 	}
@@ -93,7 +125,7 @@ func testEmpty(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testPut(t *testing.T, s metadata.Store) {
+func testPut(t TB, s metadata.Store) {
 	binary := string([]byte{0, 255, '\n', 0})
 	rev := mustCommit(t, s, metadata.Txn{Puts: []metadata.Put{
 		{Key: "/topics/orders", Value: []byte(binary)}, {Key: "/topics/empty"},
@@ -101,16 +133,16 @@ func testPut(t *testing.T, s metadata.Store) {
 	if rev < 1 {
 		t.Errorf("revision %d", rev)
 	}
-	if e := mustGet(t, s, "/topics/orders", binary, 1); e.Revision != rev {
+	if e := mustGet(t, s, "/topics/orders", state{binary, 1}); e.Revision != rev {
 		t.Errorf("written at %d, says %d", rev, e.Revision)
 	}
-	mustGet(t, s, "/topics/empty", "", 1)
+	mustGet(t, s, "/topics/empty", state{"", 1})
 	if _, err := s.Get(t.Context(), "/topics"); !errors.Is(err, metadata.ErrNotFound) {
 		t.Errorf("a key above a key is not a key: %v", err)
 	}
 }
 
-func testVersions(t *testing.T, s metadata.Store) {
+func testVersions(t TB, s metadata.Store) {
 	var last metadata.Revision
 	for i := 1; i <= 5; i++ {
 		rev := mustCommit(t, s, put("/k", fmt.Sprint(i)))
@@ -118,7 +150,7 @@ func testVersions(t *testing.T, s metadata.Store) {
 			t.Fatalf("revision %d after %d", rev, last)
 		}
 		last = rev
-		mustGet(t, s, "/k", fmt.Sprint(i), metadata.Version(i))
+		mustGet(t, s, "/k", state{fmt.Sprint(i), metadata.Version(i)})
 		mustCommit(t, s, put("/other", "x"))
 	}
 	mustCommit(t, s, metadata.Txn{Deletes: []string{"/k"}})
@@ -126,10 +158,10 @@ func testVersions(t *testing.T, s metadata.Store) {
 		t.Fatalf("deleted, and get says %v", err)
 	}
 	mustCommit(t, s, put("/k", "again"))
-	mustGet(t, s, "/k", "again", 1)
+	mustGet(t, s, "/k", state{"again", 1})
 }
 
-func testGuards(t *testing.T, s metadata.Store) {
+func testGuards(t TB, s metadata.Store) {
 	absent := metadata.Guard{Key: "/k", Version: metadata.Absent}
 	mustCommit(t, s, put("/k", "one", absent))
 	for _, tc := range []struct {
@@ -153,11 +185,11 @@ func testGuards(t *testing.T, s metadata.Store) {
 		case tc.ok && err != nil:
 			t.Fatalf("%s: %v", tc.name, err)
 		case tc.ok:
-			mustGet(t, s, "/made", tc.name, 1)
+			mustGet(t, s, "/made", state{tc.name, 1})
 		case !errors.As(err, &conflict) || conflict.Key != tc.guard.Key:
 			t.Fatalf("%s: %v", tc.name, err)
 		default:
-			mustGet(t, s, "/k", "one", 1)
+			mustGet(t, s, "/k", state{"one", 1})
 			if _, err := s.Get(t.Context(), "/made"); !errors.Is(err, metadata.ErrNotFound) {
 				t.Fatalf("%s: half of it happened: %v", tc.name, err)
 			}
@@ -165,7 +197,7 @@ func testGuards(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testDeleteAbsent(t *testing.T, s metadata.Store) {
+func testDeleteAbsent(t TB, s metadata.Store) {
 	before := mustCommit(t, s, put("/k", "v"))
 	if rev := mustCommit(t, s, metadata.Txn{Deletes: []string{"/never"}}); rev != before {
 		t.Fatalf("nothing happened, and the revision went from %d to %d", before, rev)
@@ -176,7 +208,7 @@ func testDeleteAbsent(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testNoChange(t *testing.T, s metadata.Store) {
+func testNoChange(t TB, s metadata.Store) {
 	before := mustCommit(t, s, put("/k", "v"))
 	guard := metadata.Guard{Key: "/k", Version: 1}
 	if rev := mustCommit(t, s, metadata.Txn{Guards: []metadata.Guard{guard}}); rev != before {
@@ -189,7 +221,7 @@ func testNoChange(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testList(t *testing.T, s metadata.Store) {
+func testList(t TB, s metadata.Store) {
 	var txn metadata.Txn
 	for _, key := range []string{"/b/z", "/a", "/b/a/deep", "/b-c/x", "/b/M", "/b", "/c/x"} {
 		txn.Puts = append(txn.Puts, metadata.Put{Key: key, Value: []byte(key)})
@@ -218,12 +250,12 @@ func testList(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testLongList(t *testing.T, s metadata.Store) {
-	const count, valueBytes = 3000, 2000 // 6 MB: more than fits into one message of the usual 4 MiB
+func testLongList(t TB, s metadata.Store) {
+	const count, each, valueBytes = 3000, 250, 2000 // 6 MB: more than fits into one message of the usual 4 MiB
 	value := []byte(strings.Repeat("v", valueBytes))
-	for from := 0; from < count; from += 500 {
+	for from := 0; from < count; from += each {
 		var txn metadata.Txn
-		for i := from; i < from+500; i++ {
+		for i := from; i < from+each; i++ {
 			txn.Puts = append(txn.Puts, metadata.Put{Key: fmt.Sprintf("/long/%06d", i), Value: value})
 		}
 		mustCommit(t, s, txn)
@@ -239,7 +271,7 @@ func testLongList(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testBadKeys(t *testing.T, s metadata.Store) {
+func testBadKeys(t TB, s metadata.Store) {
 	for _, key := range []string{
 		"", "/", "a", "//", "/a/", "/a//b", "/.", "/a/..", "/a b", "/ä", "/a\x00b", "/a\nb",
 		"/" + strings.Repeat("k", metadata.KeyBytesMax),
@@ -263,25 +295,46 @@ func testBadKeys(t *testing.T, s metadata.Store) {
 			t.Errorf("watch %q: %v", prefix, err)
 		}
 	}
-	twice := metadata.Txn{Puts: []metadata.Put{{Key: "/k"}}, Deletes: []string{"/k"}}
-	if _, err := s.Commit(t.Context(), twice); !errors.Is(err, metadata.ErrBadKey) {
-		t.Errorf("a key written twice: %v", err)
+	for name, txn := range map[string]metadata.Txn{
+		"written": {Puts: []metadata.Put{{Key: "/k"}}, Deletes: []string{"/k"}},
+		"guarded": {Guards: []metadata.Guard{{Key: "/k"}, {Key: "/k"}}, Puts: []metadata.Put{{Key: "/k"}}},
+	} {
+		if _, err := s.Commit(t.Context(), txn); !errors.Is(err, metadata.ErrBadKey) {
+			t.Errorf("a key %s twice: %v", name, err)
+		}
 	}
-	if snap, err := s.List(t.Context(), "/"); err != nil || len(snap.Entries) != 0 || snap.Revision != 0 {
+	if snap, err := s.List(t.Context(), "/"); err != nil || len(snap.Entries) != 0 {
 		t.Errorf("something was written: %+v, %v", snap, err)
 	}
 }
 
-func testTooLarge(t *testing.T, s metadata.Store) {
+func testTooLarge(t TB, s metadata.Store) {
 	largest := strings.Repeat("x", metadata.ValueBytesMax)
 	mustCommit(t, s, put("/k", largest))
 	if _, err := s.Commit(t.Context(), put("/k", largest+"x")); !errors.Is(err, metadata.ErrTooLarge) {
 		t.Fatalf("commit: %v", err)
 	}
-	mustGet(t, s, "/k", largest, 1)
+	mustGet(t, s, "/k", state{largest, 1})
+	var txn metadata.Txn
+	for i := range 2 {
+		txn.Puts = append(txn.Puts, metadata.Put{Key: fmt.Sprintf("/two/%d", i), Value: []byte(largest)})
+	}
+	if _, err := s.Commit(t.Context(), txn); !errors.Is(err, metadata.ErrTooLarge) {
+		t.Fatalf("commit of two: %v", err)
+	}
+	txn.Puts = nil
+	for i := 0; txn.Size() <= metadata.TxnBytesMax; i++ {
+		txn.Puts = append(txn.Puts, metadata.Put{Key: fmt.Sprintf("/full/%d", i), Value: []byte("v")})
+	}
+	if _, err := s.Commit(t.Context(), txn); !errors.Is(err, metadata.ErrTooLarge) {
+		t.Fatalf("commit of one too many: %v", err)
+	}
+	txn.Puts = txn.Puts[:len(txn.Puts)-1]
+	mustCommit(t, s, txn)
+	mustGet(t, s, txn.Puts[len(txn.Puts)-1].Key, state{"v", 1})
 }
 
-func testContext(t *testing.T, s metadata.Store) {
+func testContext(t TB, s metadata.Store) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.Get(ctx, "/k"); !errors.Is(err, context.Canceled) {
@@ -298,7 +351,7 @@ func testContext(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testIncrements(t *testing.T, s metadata.Store) {
+func testIncrements(t TB, s metadata.Store) {
 	const workers, each = 4, 10
 	mustCommit(t, s, put("/counter", "0"))
 	var wg sync.WaitGroup
@@ -313,9 +366,54 @@ func testIncrements(t *testing.T, s metadata.Store) {
 		})
 	}
 	wg.Wait()
-	e := mustGet(t, s, "/counter", fmt.Sprint(workers*each), workers*each+1)
-	if e.Revision != workers*each+1 {
-		t.Errorf("%d commits made %d revisions", workers*each+1, e.Revision)
+	mustGet(t, s, "/counter", state{fmt.Sprint(workers*each), workers*each+1})
+}
+
+func testUnguarded(t TB, s metadata.Store) {
+	const workers, each = 4, 10
+	var wg sync.WaitGroup
+	for i := range workers {
+		wg.Go(func() {
+			for n := range each {
+				txn := put("/shared", fmt.Sprint(i, n))
+				if n%3 == 2 {
+					txn = metadata.Txn{Deletes: []string{"/shared"}, Puts: []metadata.Put{{Key: fmt.Sprintf("/own/%d", i)}}}
+				}
+				if _, err := s.Commit(t.Context(), txn); err != nil {
+					t.Errorf("commit: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range workers {
+		mustGet(t, s, fmt.Sprintf("/own/%d", i), state{"", 3})
+	}
+}
+
+func testGuardsAlone(t TB, s metadata.Store) {
+	mustCommit(t, s, put("/there", "v"))
+	for _, tc := range []struct {
+		name  string
+		guard metadata.Guard
+		ok    bool
+	}{
+		{"absent, and it is", metadata.Guard{Key: "/gone", Version: metadata.Absent}, true},
+		{"there, and it is not", metadata.Guard{Key: "/gone", Version: 1}, false},
+		{"there, and it is", metadata.Guard{Key: "/there", Version: 1}, true},
+		{"absent, and it is not", metadata.Guard{Key: "/there", Version: metadata.Absent}, false},
+		{"newer than it is", metadata.Guard{Key: "/there", Version: 3}, false},
+	} {
+		var conflict *metadata.ConflictError
+		_, err := s.Commit(t.Context(), put("/made", tc.name, tc.guard))
+		if tc.ok && err != nil || !tc.ok && (!errors.As(err, &conflict) || conflict.Key != tc.guard.Key) {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+	mustGet(t, s, "/made", state{"there, and it is", 2})
+	mustGet(t, s, "/there", state{"v", 1})
+	if _, err := s.Get(t.Context(), "/gone"); !errors.Is(err, metadata.ErrNotFound) {
+		t.Errorf("a guard made its key: %v", err)
 	}
 }
 

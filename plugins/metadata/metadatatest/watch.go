@@ -6,13 +6,22 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
 )
 
-func mustWatch(t *testing.T, s metadata.Store, prefix string, after metadata.Revision) metadata.Watcher {
+// now is the store's revision.
+func now(t TB, s metadata.Store) metadata.Revision {
+	t.Helper()
+	snap, err := s.List(t.Context(), "/no/such/")
+	if err != nil {
+		t.Fatalf("list: %v", err)
+	}
+	return snap.Revision
+}
+
+func mustWatch(t TB, s metadata.Store, prefix string, after metadata.Revision) metadata.Watcher {
 	t.Helper()
 	w, err := s.Watch(t.Context(), prefix, after)
 	if err != nil {
@@ -27,7 +36,7 @@ func mustWatch(t *testing.T, s metadata.Store, prefix string, after metadata.Rev
 }
 
 // collect reads until it has count events.
-func collect(t *testing.T, w metadata.Watcher, count int) []metadata.Event {
+func collect(t TB, w metadata.Watcher, count int) []metadata.Event {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -38,7 +47,7 @@ func collect(t *testing.T, w metadata.Watcher, count int) []metadata.Event {
 			t.Fatalf("after %d of %d events: %v", len(all), count, err)
 		}
 		if len(events) == 0 {
-			t.Fatal("Next returned nothing")
+			t.Fatalf("Next returned nothing")
 		}
 		all = append(all, events...)
 	}
@@ -48,9 +57,9 @@ func collect(t *testing.T, w metadata.Watcher, count int) []metadata.Event {
 	return all
 }
 
-func testWatch(t *testing.T, s metadata.Store) {
+func testWatch(t TB, s metadata.Store) {
 	const writers, each = 3, 20
-	w := mustWatch(t, s, "/w/", 0)
+	w := mustWatch(t, s, "/w/", now(t, s))
 	var wg sync.WaitGroup
 	for i := range writers {
 		wg.Go(func() {
@@ -64,10 +73,12 @@ func testWatch(t *testing.T, s metadata.Store) {
 	events := collect(t, w, writers*each)
 	wg.Wait()
 	next := map[string]int{}
+	var last metadata.Revision
 	for i, ev := range events {
-		if ev.Revision != metadata.Revision(i+1) {
-			t.Fatalf("event %d has revision %d", i, ev.Revision)
+		if ev.Revision <= last {
+			t.Fatalf("event %d has revision %d, after %d", i, ev.Revision, last)
 		}
+		last = ev.Revision
 		if string(ev.Value) != fmt.Sprint(next[ev.Key]) || int(ev.Version) != next[ev.Key]+1 || ev.Deleted {
 			t.Fatalf("event %d is %+v, write %d of %s", i, ev, next[ev.Key], ev.Key)
 		}
@@ -75,7 +86,7 @@ func testWatch(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testWatchFromPast(t *testing.T, s metadata.Store) {
+func testWatchFromPast(t TB, s metadata.Store) {
 	var revs []metadata.Revision
 	for i := range 5 {
 		revs = append(revs, mustCommit(t, s, put("/k", fmt.Sprint(i))))
@@ -93,7 +104,7 @@ func testWatchFromPast(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testWatchRefused(t *testing.T, s metadata.Store) {
+func testWatchRefused(t TB, s metadata.Store) {
 	rev := mustCommit(t, s, put("/k", "v"))
 	for _, after := range []metadata.Revision{rev + 1, rev + 1000, -1} {
 		if _, err := s.Watch(t.Context(), "/", after); !errors.Is(err, metadata.ErrCompacted) {
@@ -102,8 +113,8 @@ func testWatchRefused(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testWatchPrefix(t *testing.T, s metadata.Store) {
-	w := mustWatch(t, s, "/a/", 0)
+func testWatchPrefix(t TB, s metadata.Store) {
+	w := mustWatch(t, s, "/a/", now(t, s))
 	mustCommit(t, s, metadata.Txn{Puts: []metadata.Put{{Key: "/a/2"}, {Key: "/b/1"}, {Key: "/a/1", Value: []byte("v")}, {Key: "/a"}}})
 	mustCommit(t, s, put("/b/2", "v"))
 	rev := mustCommit(t, s, metadata.Txn{Deletes: []string{"/a/1", "/b/1"}})
@@ -117,8 +128,8 @@ func testWatchPrefix(t *testing.T, s metadata.Store) {
 	}
 }
 
-func testWatchEnds(t *testing.T, s metadata.Store) {
-	w := mustWatch(t, s, "/", 0)
+func testWatchEnds(t TB, s metadata.Store) {
+	w := mustWatch(t, s, "/", now(t, s))
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := w.Next(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -131,29 +142,30 @@ func testWatchEnds(t *testing.T, s metadata.Store) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if _, err := w.Next(t.Context()); err == nil {
-			t.Error("Next returned events of a closed watch")
+			t.Errorf("Next returned events of a closed watch")
 		}
 	})
 	for range 2 {
 		if err := w.Close(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("%v", err)
 		}
 	}
 	wg.Wait()
 	if _, err := w.Next(t.Context()); err == nil {
-		t.Fatal("Next works after Close")
+		t.Fatalf("Next works after Close")
 	}
 }
 
-func testWatchLarge(t *testing.T, s metadata.Store) {
-	w := mustWatch(t, s, "/big/", 0)
-	var txn metadata.Txn
+func testWatchLarge(t TB, s metadata.Store) {
+	w := mustWatch(t, s, "/big/", now(t, s))
+	var revs []metadata.Revision
 	for i := range 10 {
-		txn.Puts = append(txn.Puts, metadata.Put{Key: fmt.Sprintf("/big/%d", i), Value: []byte(strings.Repeat("x", metadata.ValueBytesMax))})
+		revs = append(revs, mustCommit(t, s, metadata.Txn{Puts: []metadata.Put{
+			{Key: fmt.Sprintf("/big/%d", i), Value: []byte(strings.Repeat("x", metadata.ValueBytesMax-i))},
+		}}))
 	}
-	rev := mustCommit(t, s, txn)
 	for i, ev := range collect(t, w, 10) {
-		if ev.Key != fmt.Sprintf("/big/%d", i) || ev.Revision != rev || len(ev.Value) != metadata.ValueBytesMax {
+		if ev.Key != fmt.Sprintf("/big/%d", i) || ev.Revision != revs[i] || len(ev.Value) != metadata.ValueBytesMax-i {
 			t.Fatalf("event %d: %s at %d with %d bytes", i, ev.Key, ev.Revision, len(ev.Value))
 		}
 	}

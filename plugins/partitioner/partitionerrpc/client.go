@@ -37,13 +37,14 @@ var (
 type Client struct {
 	rpc     partitionerpb.PartitionerClient
 	timeout time.Duration
+	assign  *assigner
 }
 
 var _ partitioner.Partitioner = (*Client)(nil)
 
-// NewClient returns a client over cc, which stays the caller's.
+// NewClient returns a client over cc, which stays the caller's. Close ends it.
 func NewClient(cc grpc.ClientConnInterface) *Client {
-	return &Client{rpc: partitionerpb.NewPartitionerClient(cc), timeout: callTimeout}
+	return &Client{rpc: partitionerpb.NewPartitionerClient(cc), timeout: callTimeout, assign: newAssigner()}
 }
 
 // Describe asks what the plugin is.

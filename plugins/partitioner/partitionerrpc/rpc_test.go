@@ -17,6 +17,7 @@ import (
 
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
+	partitionerpb "github.com/trunkline-mq/trunkline/protocol/pluginpb/partitioner/v1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -47,9 +48,14 @@ func (l liar) Plan(ctx context.Context, _ partitioner.PlanRequest) (partition.Pl
 
 func connect(t *testing.T, impl partitioner.Partitioner) (c *Client, stop func()) {
 	t.Helper()
+	return connectRaw(t, &service{impl: impl})
+}
+
+func connectRaw(t *testing.T, impl partitionerpb.PartitionerServer) (c *Client, stop func()) {
+	t.Helper()
 	lis := bufconn.Listen(1 << 16)
 	srv := grpc.NewServer()
-	Register(srv, impl)
+	partitionerpb.RegisterPartitionerServer(srv, impl)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(lis) })
 	conn, err := grpc.NewClient("passthrough:///pipe", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -57,12 +63,14 @@ func connect(t *testing.T, impl partitioner.Partitioner) (c *Client, stop func()
 	if err != nil {
 		t.Fatal(err)
 	}
+	c = NewClient(conn)
 	t.Cleanup(func() {
+		_ = c.Close()
 		_ = conn.Close()
 		srv.Stop()
 		wg.Wait()
 	})
-	return NewClient(conn), srv.Stop
+	return c, srv.Stop
 }
 
 func each(ctx context.Context, c *Client, check func(name string, err error)) {

@@ -2,10 +2,16 @@ package partitionerrpc
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
 	partitionerpb "github.com/trunkline-mq/trunkline/protocol/pluginpb/partitioner/v1"
 )
 
@@ -33,4 +39,54 @@ func (s *service) Plan(ctx context.Context, r *partitionerpb.PlanRequest) (*part
 		return nil, toStatus(err)
 	}
 	return &partitionerpb.PlanResponse{Kind: p.Kind, Partitions: p.Partitions}, nil
+}
+
+// Assign answers request after request. The implementation may be called by many streams at once, but by one of them
+// for one write at a time.
+func (s *service) Assign(stream grpc.BidiStreamingServer[partitionerpb.AssignRequest, partitionerpb.AssignResponse]) error {
+	impl, ok := s.impl.(partitioner.Assigner)
+	if !ok {
+		return status.Error(codes.Unimplemented, "this partitioner states its plans and is not called")
+	}
+	var to []partition.ID
+	for {
+		req, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		resp := &partitionerpb.AssignResponse{Id: req.GetId()}
+		if to, err = assignTo(stream.Context(), impl, req, to); err != nil {
+			resp.Error, resp.Late = bounded(err.Error()), errors.Is(err, context.DeadlineExceeded)
+		} else {
+			resp.Partitions = make([]uint32, len(to))
+			for i, p := range to {
+				resp.Partitions[i] = uint32(p)
+			}
+		}
+		if err := stream.Send(resp); err != nil {
+			return err
+		}
+	}
+}
+
+// assignTo asks impl for one request, in the memory of the one before.
+func assignTo(ctx context.Context, impl partitioner.Assigner, req *partitionerpb.AssignRequest, to []partition.ID) ([]partition.ID, error) {
+	keys := &partition.Keys{Blob: req.GetKeys(), Lengths: req.GetLengths()}
+	sum := uint64(0)
+	for _, n := range keys.Lengths {
+		sum += uint64(n)
+	}
+	if sum != uint64(len(keys.Blob)) || req.GetPartitions() < 1 || req.GetPartitions() > partition.CountMax {
+		return to, fmt.Errorf("request of %d keys of %d bytes in %d bytes, for %d partitions", keys.Len(), sum, len(keys.Blob), req.GetPartitions())
+	}
+	if cap(to) < keys.Len() {
+		to = make([]partition.ID, keys.Len())
+	}
+	to = to[:keys.Len()]
+	ctx, cancel := context.WithTimeout(ctx, assignTimeout)
+	defer cancel()
+	return to, impl.Assign(ctx, partitioner.AssignRequest{Topic: req.GetTopic(), Partitions: req.GetPartitions(), Keys: keys}, to)
 }

@@ -3,6 +3,7 @@ package partitionertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -16,60 +17,127 @@ import (
 
 	"github.com/trunkline-mq/trunkline/plugins/host"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/crc32"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/fnv1a"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/jump"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner/murmur2"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner/partitionerrpc"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/roundrobin"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/sticky"
 	"github.com/trunkline-mq/trunkline/plugins/sdk"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
 )
 
+// shipped are all partitioners that ship, by name.
+func shipped() map[string]partitioner.Partitioner {
+	return map[string]partitioner.Partitioner{
+		murmur2.Name: murmur2.New(), crc32.Name: crc32.New(), fnv1a.Name: fnv1a.New(),
+		roundrobin.Name: roundrobin.New(), sticky.Name: sticky.New(), jump.Name: jump.New(),
+	}
+}
+
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "plugin" {
-		sdk.Serve(sdk.Plugin{
-			Kind: sdk.KindPartitioner, Name: murmur2.Name, Version: murmur2.Version, Partitioner: murmur2.New(),
-		})
+	if len(os.Args) == 3 && os.Args[1] == "plugin" {
+		sdk.Serve(sdk.Plugin{Kind: sdk.KindPartitioner, Name: os.Args[2], Version: "1", Partitioner: shipped()[os.Args[2]]})
 	}
 	goleak.VerifyTestMain(m)
 }
 
-func TestDirectly(t *testing.T) {
-	Run(t, func(*testing.T) partitioner.Partitioner { return murmur2.New() })
+// each runs test for every partitioner.
+func each(t *testing.T, test func(t *testing.T, name string, p partitioner.Partitioner)) {
+	for name, p := range shipped() {
+		t.Run(name, func(t *testing.T) { test(t, name, p) })
+	}
 }
 
-func TestThroughPipe(t *testing.T) {
-	Run(t, func(t *testing.T) partitioner.Partitioner {
-		lis := bufconn.Listen(1 << 16)
-		srv := grpc.NewServer()
-		partitionerrpc.Register(srv, murmur2.New())
-		var wg sync.WaitGroup
-		wg.Go(func() { _ = srv.Serve(lis) })
-		conn, err := grpc.NewClient("passthrough:///pipe", grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			_ = conn.Close()
-			srv.Stop()
-			wg.Wait()
+func TestDirectly(t *testing.T) {
+	each(t, func(t *testing.T, name string, p partitioner.Partitioner) {
+		Run(t, func(t *testing.T) partitioner.Partitioner {
+			if d, err := p.Describe(t.Context()); err != nil || d.Name != name {
+				t.Errorf("%+v, %v", d, err)
+			}
+			return p
 		})
-		return partitionerrpc.NewClient(conn)
 	})
 }
 
+func TestThroughPipe(t *testing.T) {
+	each(t, func(t *testing.T, _ string, p partitioner.Partitioner) {
+		Run(t, func(t *testing.T) partitioner.Partitioner { return throughPipe(t, p) })
+	})
+}
+
+func throughPipe(t testing.TB, p partitioner.Partitioner) *partitionerrpc.Client {
+	lis := bufconn.Listen(1 << 16)
+	srv := grpc.NewServer()
+	partitionerrpc.Register(srv, p)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(lis) })
+	conn, err := grpc.NewClient("passthrough:///pipe", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := partitionerrpc.NewClient(conn)
+	t.Cleanup(func() {
+		_ = c.Close()
+		_ = conn.Close()
+		srv.Stop()
+		wg.Wait()
+	})
+	return c
+}
+
 func TestAsProcess(t *testing.T) {
-	p, _ := startProcess(t)
-	Run(t, func(*testing.T) partitioner.Partitioner { return p })
+	each(t, func(t *testing.T, name string, _ partitioner.Partitioner) {
+		p, _ := startProcess(t, name)
+		Run(t, func(*testing.T) partitioner.Partitioner { return p })
+	})
+}
+
+// BenchmarkAssign is the called form as it runs: another process, writes of 256 keys, some at a time.
+func BenchmarkAssign(b *testing.B) {
+	for _, callers := range []int{1, 8} {
+		b.Run(fmt.Sprintf("keys=256/callers=%d", callers), func(b *testing.B) {
+			p, _ := startProcess(b, jump.Name)
+			var keys partition.Keys
+			for i := range 256 {
+				keys.Append(fmt.Appendf(nil, "customer-%07d", i))
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			var wg sync.WaitGroup
+			for range callers {
+				wg.Go(func() {
+					to := make([]partition.ID, keys.Len())
+					for range max(1, b.N/callers) {
+						// The deadline is not what is measured: a machine under load may miss it.
+						_ = p.Assign(context.Background(), partitioner.AssignRequest{Topic: "t", Partitions: 64, Keys: &keys}, to)
+					}
+				})
+			}
+			wg.Wait()
+			b.ReportMetric(float64(256*b.N)/b.Elapsed().Seconds(), "keys/s")
+		})
+	}
 }
 
 func TestKilledPluginIsUnavailable(t *testing.T) {
-	p, inst := startProcess(t)
+	p, inst := startProcess(t, jump.Name)
 	inst.Kill(errors.New("the test kills it"))
 	<-inst.Done()
 	if _, err := p.Plan(t.Context(), partitioner.PlanRequest{Topic: "orders", Partitions: 1}); !errors.Is(err, partitionerrpc.ErrUnavailable) {
 		t.Fatalf("plan: %v", err)
 	}
+	var keys partition.Keys
+	keys.Append([]byte("k"))
+	r := partitioner.AssignRequest{Topic: "orders", Partitions: 1, Keys: &keys}
+	if err := p.Assign(t.Context(), r, make([]partition.ID, 1)); !errors.Is(err, partitionerrpc.ErrUnavailable) {
+		t.Fatalf("assign: %v", err)
+	}
 }
 
-func startProcess(t *testing.T) (partitioner.Partitioner, *host.Instance) {
+func startProcess(t testing.TB, name string) (*partitionerrpc.Client, *host.Instance) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "tl")
 	if err != nil {
@@ -78,7 +146,7 @@ func startProcess(t *testing.T) (partitioner.Partitioner, *host.Instance) {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	first := make(chan *host.Instance, 1)
 	sup := host.New(host.Spec{
-		Kind: sdk.KindPartitioner, Name: murmur2.Name, RunDir: dir, Command: []string{"/proc/self/exe", "plugin"},
+		Kind: sdk.KindPartitioner, Name: name, RunDir: dir, Command: []string{"/proc/self/exe", "plugin", name},
 		OnUp: func(_ context.Context, inst *host.Instance) error {
 			select {
 			case first <- inst:
@@ -97,10 +165,12 @@ func startProcess(t *testing.T) (partitioner.Partitioner, *host.Instance) {
 			t.Errorf("run: %v", err)
 		}
 	})
+	inst := <-first
+	c := partitionerrpc.NewClient(inst.Conn())
 	t.Cleanup(func() {
+		_ = c.Close()
 		cancel()
 		wg.Wait()
 	})
-	inst := <-first
-	return partitionerrpc.NewClient(inst.Conn()), inst
+	return c, inst
 }

@@ -1,13 +1,15 @@
 // Package partitionertest is the conformance suite of partitioner plugins. An implementation is right when Run passes
 // on it directly, through gRPC, and as a process.
 //
-// The suite assumes nothing about the strategy but that this version of the core can evaluate the plan; whether records
-// are spread well is not its business.
+// The suite assumes nothing about the strategy but that this version of the core can evaluate the plan, or, where plans
+// are of the called form, that answers depend on the key alone; whether records are spread well is not its business.
 package partitionertest
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 
@@ -28,6 +30,8 @@ func Run(t *testing.T, open Open) {
 		{"plans fit their topic and can be evaluated", testPlan},
 		{"plans are the same each time", testDeterminism},
 		{"impossible numbers of partitions are refused", testRefused},
+		{"called plans have an answer for every key", testAssign},
+		{"answers do not depend on what is asked along", testAssignAlone},
 		{"an ended context is respected", testContext},
 		{"calls may run concurrently", testConcurrent},
 	} {
@@ -51,6 +55,9 @@ func testPlan(t *testing.T, p partitioner.Partitioner) {
 		eval, err := partition.NewEvaluator(plan)
 		if err != nil {
 			t.Fatalf("the plan for %d partitions cannot be evaluated: %v", count, err)
+		}
+		if plan.Kind == partition.KindCalled {
+			continue // its own test
 		}
 		for _, key := range []string{"", "a", "orders", "\x00\xff"} {
 			if id := eval.ForKey([]byte(key)); id < 0 || int32(id) >= count {
@@ -80,6 +87,96 @@ func testRefused(t *testing.T, p partitioner.Partitioner) {
 	}
 }
 
+// called returns p as an Assigner, nil where its plans are evaluated by the core.
+func called(t *testing.T, p partitioner.Partitioner) partitioner.Assigner {
+	t.Helper()
+	plan, err := p.Plan(t.Context(), partitioner.PlanRequest{Topic: "orders", Partitions: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plan.Kind != partition.KindCalled {
+		return nil
+	}
+	a, ok := p.(partitioner.Assigner)
+	if !ok {
+		t.Fatal("its plans are called, and it answers no calls")
+	}
+	return a
+}
+
+// lateMax is how often a plugin may miss its 50 ms before the suite takes it for too slow, and not the machine for busy.
+const lateMax = 50
+
+// assign asks again when the answer is late.
+func assign(ctx context.Context, a partitioner.Assigner, r partitioner.AssignRequest, to []partition.ID) error {
+	var err error
+	for range lateMax {
+		if err = a.Assign(ctx, r, to); !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+	return err
+}
+
+// manyKeys are short and long ones, an empty one among them.
+func manyKeys(n int) *partition.Keys {
+	var keys partition.Keys
+	for i := range n {
+		key := fmt.Appendf(nil, "%d customer", i*7919)
+		keys.Append(bytes.Repeat(key, i%5))
+	}
+	return &keys
+}
+
+func testAssign(t *testing.T, p partitioner.Partitioner) {
+	a := called(t, p)
+	if a == nil {
+		return
+	}
+	for _, count := range []int32{1, 7, partition.CountMax} {
+		for _, n := range []int{0, 1, 256, 4096} {
+			keys := manyKeys(n)
+			to := make([]partition.ID, n)
+			for i := range to {
+				to[i] = partition.None
+			}
+			if err := assign(t.Context(), a, partitioner.AssignRequest{Topic: "orders", Partitions: count, Keys: keys}, to); err != nil {
+				t.Fatalf("%d keys for %d partitions: %v", n, count, err)
+			}
+			for i, key := range keys.All() {
+				if to[i] < 0 || int32(to[i]) >= count {
+					t.Fatalf("key %q of %d partitions goes to %d", key, count, to[i])
+				}
+			}
+		}
+	}
+}
+
+func testAssignAlone(t *testing.T, p partitioner.Partitioner) {
+	a := called(t, p)
+	if a == nil {
+		return
+	}
+	keys := manyKeys(100)
+	together := make([]partition.ID, keys.Len())
+	if err := assign(t.Context(), a, partitioner.AssignRequest{Topic: "orders", Partitions: 7, Keys: keys}, together); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i, key := range keys.All() {
+		wg.Go(func() {
+			var alone partition.Keys
+			alone.Append(key)
+			to := []partition.ID{partition.None}
+			err := assign(t.Context(), a, partitioner.AssignRequest{Topic: "orders", Partitions: 7, Keys: &alone}, to)
+			if err != nil || to[0] != together[i] {
+				t.Errorf("key %q goes to %d, and alone to %d, %v", key, together[i], to[0], err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
 func testContext(t *testing.T, p partitioner.Partitioner) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -88,6 +185,13 @@ func testContext(t *testing.T, p partitioner.Partitioner) {
 	}
 	if _, err := p.Describe(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("describe: %v", err)
+	}
+	if a, ok := p.(partitioner.Assigner); ok {
+		one := manyKeys(1)
+		err := a.Assign(ctx, partitioner.AssignRequest{Topic: "orders", Partitions: 1, Keys: one}, make([]partition.ID, 1))
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("assign: %v", err)
+		}
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	"github.com/trunkline-mq/trunkline/protocol/record"
-	"github.com/trunkline-mq/trunkline/server/internal/catalog"
 	"github.com/trunkline-mq/trunkline/server/internal/partition"
 	"github.com/trunkline-mq/trunkline/server/internal/setting"
 )
@@ -25,40 +24,6 @@ func logSettings(s setting.Topic) lend.Settings {
 
 func partitionSettings(s setting.Topic) partition.Settings {
 	return partition.Settings{MessageBytes: s.MessageBytes, AppendTime: s.AppendTime, Synced: s.Sync == setting.SyncBatch}
-}
-
-// AlterTopic changes settings of a topic that is served. On return they are durable and hold for whatever is published
-// from now on. change gets the present settings and says what is wrong with the new ones.
-func (b *Broker) AlterTopic(ctx context.Context, name string, change func(s *setting.Topic) *errcode.Error) error {
-	return b.change(ctx, func(ctx context.Context) error {
-		t := b.Lookup([]byte(name))
-		if t == nil {
-			return errcode.New(errcode.UnknownTopic, fmt.Sprintf("topic %s does not exist", name), "TOPIC LIST shows what does")
-		}
-		set := t.Set
-		if err := change(&set); err != nil {
-			return err
-		}
-		store, err := b.metadata(ctx)
-		if err != nil {
-			return err
-		}
-		meta, err := b.fresh(ctx, store, t)
-		if err != nil {
-			return err
-		}
-		meta.Settings = set.Text()
-		if err := catalog.Update(ctx, store, &meta); err != nil {
-			return errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be written to metadata", name),
-				"look with TOPIC INFO, then try again")
-		}
-		altered := *t
-		altered.Meta, altered.Set = meta, set
-		b.mu.Lock()
-		b.topics[name] = &altered
-		b.mu.Unlock()
-		return b.apply(&altered)
-	})
 }
 
 // apply hands the settings to the partitions.

@@ -12,13 +12,13 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/trunkline-mq/trunkline/plugins/host"
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner"
 	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/server/internal/datadir"
 )
@@ -27,6 +27,7 @@ import (
 type Options struct {
 	Data           *datadir.Dir
 	Plugin         []string // command that starts a shipped plugin; kind and name are appended
+	Metadata       Metadata
 	AutoCreate     bool
 	AutoCreateMax  int   // topics that publishes may bring about
 	Partitions     int32 // of a topic created without saying how many
@@ -43,27 +44,31 @@ type Broker struct {
 	dir  *lend.Dir
 	runs string // directory of the plugins' sockets
 
-	plugins   map[string]*host.Supervisor // by kind; immutable after New
-	storage   current[*host.Instance]
-	meta      current[metadata.Store]
-	partition current[partitioner.Partitioner]
+	plugins map[string]*host.Supervisor // by kind, the default partitioner among them; immutable after New
+	storage current[*host.Instance]
+	meta    current[metadata.Store]
+	lenders lenders
 
 	changes chan struct{} // holds one token: whoever has it may change topics
-	mu      sync.RWMutex
-	topics  map[string]*Topic
-	waiting map[string]chan struct{} // closed when a topic of that name appears
+	// unsettled holds a token when a change has no known outcome, until topics are compared with metadata.
+	unsettled chan struct{}
+	version   atomic.Uint64 // of topics; grows with mu held
+	mu        sync.RWMutex
+	topics    map[string]*Topic
+	changed   chan struct{} // closed and replaced when topics has changed
 
 	ready  chan struct{} // closed when Start is done
 	cancel context.CancelCauseFunc
 	tasks  *errgroup.Group
+	spawn  func(task func(context.Context) error) // starts what lives as long as the broker; set by run
 }
 
 // New returns a broker that is not started.
 func New(o Options) (*Broker, error) {
 	b := &Broker{
 		opt: o, log: o.Logger,
-		changes: make(chan struct{}, 1), ready: make(chan struct{}),
-		topics: make(map[string]*Topic), waiting: make(map[string]chan struct{}),
+		changes: make(chan struct{}, 1), unsettled: make(chan struct{}, 1), ready: make(chan struct{}),
+		topics: make(map[string]*Topic), changed: make(chan struct{}),
 	}
 	b.dir = lend.NewDir(lend.Options{
 		Instance: datadir.RandomID(), SyncParallel: o.SyncParallel, OpenFiles: o.OpenFiles, Logger: o.Logger,
@@ -74,10 +79,11 @@ func New(o Options) (*Broker, error) {
 	}
 	b.runs = runs
 	b.plugins = map[string]*host.Supervisor{
-		"storage":     b.storagePlugin(),
-		"metadata":    b.metadataPlugin(),
-		"partitioner": b.partitionerPlugin(),
+		"storage":  b.storagePlugin(),
+		"metadata": b.metadataPlugin(),
 	}
+	b.lenders.all = make(map[string]*lender)
+	b.plugins["partitioner"] = b.newLenderLocked(defaultPartitioner).supervisor()
 	return b, nil
 }
 
@@ -115,12 +121,14 @@ func (b *Broker) run(plugins []*host.Supervisor) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	b.cancel = cancel
 	b.tasks = &errgroup.Group{}
+	b.spawn = func(task func(context.Context) error) { b.tasks.Go(func() error { return task(ctx) }) }
 	for _, p := range plugins {
 		b.tasks.Go(func() error { return p.Run(ctx) })
 	}
 	b.tasks.Go(func() error { return b.dir.Run(ctx) })
 	b.tasks.Go(func() error { return b.watchFence(ctx) })
 	b.tasks.Go(func() error { return b.keepLogs(ctx) })
+	b.tasks.Go(func() error { return b.settle(ctx) })
 }
 
 // closeTimeout bounds how long Close waits for the storage plugin to take its leases back; without it they are
@@ -133,6 +141,7 @@ func (b *Broker) Close() error {
 	b.mu.Lock()
 	topics := b.topics
 	b.topics = make(map[string]*Topic)
+	b.noteChangeLocked()
 	b.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -174,11 +183,21 @@ func (c *current[T]) set(v T) {
 	}
 }
 
-func (c *current[T]) clear() {
+// clear says that there is no client any more, and returns the one there was.
+func (c *current[T]) clear() (T, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var none T
+	value, up := c.value, c.up
 	c.value, c.up = none, false
+	return value, up
+}
+
+// now returns the client, and false while there is none.
+func (c *current[T]) now() (T, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.value, c.up
 }
 
 // get waits for a client until ctx ends.

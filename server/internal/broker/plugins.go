@@ -4,13 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
-	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/host"
-	"github.com/trunkline-mq/trunkline/plugins/metadata/metadatarpc"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/partitionerrpc"
 	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/plugins/storage/storagerpc"
 )
@@ -18,9 +17,7 @@ import (
 // The shipped plugin of each kind.
 const (
 	// StorageName is the store of every topic in this version.
-	StorageName     = "filelog"
-	metadataName    = "embedded"
-	partitionerName = "murmur2"
+	StorageName = "filelog"
 )
 
 // adoptTimeout bounds the re-adoption of a restarted storage plugin. With Held it scans nothing; after a fence it
@@ -30,8 +27,10 @@ const adoptTimeout = 10 * time.Minute
 func (b *Broker) supervise(kind, name string, s host.Spec) *host.Supervisor {
 	s.Kind, s.Name = kind, name
 	s.Command = append(append([]string{}, b.opt.Plugin...), kind, name)
-	s.Config, _ = json.Marshal(map[string]string{"data": b.opt.Data.Path}) // cannot fail: a map of strings
-	s.RunDir = filepath.Join(b.runs, kind)
+	if len(s.Config) == 0 {
+		s.Config, _ = json.Marshal(map[string]string{"data": b.opt.Data.Path}) // cannot fail: a map of strings
+	}
+	s.RunDir = b.runs
 	return host.New(s, host.Options{Logger: b.log})
 }
 
@@ -70,46 +69,10 @@ func (b *Broker) storagePlugin() *host.Supervisor {
 			return nil
 		},
 		OnDown: func(error) {
-			b.storage.clear()
+			_, _ = b.storage.clear()
 			b.dir.Orphan()
 			closeSocket()
 		},
-	})
-}
-
-func (b *Broker) metadataPlugin() *host.Supervisor {
-	return b.supervise("metadata", metadataName, host.Spec{
-		Files: func() ([]*os.File, error) {
-			lock, err := b.opt.Data.Inherit()
-			if err != nil {
-				return nil, err
-			}
-			return []*os.File{lock}, nil
-		},
-		OnUp: func(ctx context.Context, inst *host.Instance) error {
-			store := metadatarpc.NewClient(inst.Conn())
-			if _, err := store.Describe(ctx); err != nil {
-				return err
-			}
-			b.meta.set(store)
-			b.reconcileLater()
-			return nil
-		},
-		OnDown: func(error) { b.meta.clear() },
-	})
-}
-
-func (b *Broker) partitionerPlugin() *host.Supervisor {
-	return b.supervise("partitioner", partitionerName, host.Spec{
-		OnUp: func(ctx context.Context, inst *host.Instance) error {
-			p := partitionerrpc.NewClient(inst.Conn())
-			if _, err := p.Describe(ctx); err != nil {
-				return err
-			}
-			b.partition.set(p)
-			return nil
-		},
-		OnDown: func(error) { b.partition.clear() },
 	})
 }
 
@@ -139,8 +102,13 @@ func (b *Broker) watchFence(ctx context.Context) error {
 // Plugins tells how the plugins are.
 func (b *Broker) Plugins() []host.Status {
 	var all []host.Status
-	for _, kind := range []string{"storage", "partitioner", "metadata"} {
+	for _, kind := range []string{"storage", "metadata"} {
 		all = append(all, b.plugins[kind].Status())
+	}
+	b.lenders.mu.Lock()
+	defer b.lenders.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(b.lenders.all)) {
+		all = append(all, b.lenders.all[name].supervisor().Status())
 	}
 	return all
 }

@@ -50,14 +50,21 @@ func (b *Broker) reconcile(ctx context.Context) error {
 	})
 }
 
-// serveAllLocked serves every topic that is not served yet. One that cannot be served is reported and left out.
+// serveAllLocked serves every topic that is not served yet, and those that were altered as they are now. One that cannot
+// be served is reported and left out.
 func (b *Broker) serveAllLocked(ctx context.Context, store metadata.Store, topics []catalog.Topic) error {
 	for _, meta := range topics {
-		if b.Lookup([]byte(meta.Name)) != nil {
-			continue
+		t := b.Lookup([]byte(meta.Name))
+		if t == nil {
+			var err error
+			if t, err = b.serveLocked(ctx, store, meta); err != nil {
+				b.log.Error("topic is not served", "topic", meta.Name, "err", err)
+				continue
+			}
+			meta = t.Meta
 		}
-		if _, err := b.serveLocked(ctx, store, meta); err != nil {
-			b.log.Error("topic is not served", "topic", meta.Name, "err", err)
+		if _, err := b.catchUpLocked(ctx, store, t, meta); err != nil {
+			b.log.Error("topic is served as it was before it was altered", "topic", meta.Name, "err", err)
 		}
 	}
 	return nil
@@ -101,10 +108,13 @@ func (b *Broker) serveLocked(ctx context.Context, store metadata.Store, meta cat
 		}
 	}
 	t := &Topic{
-		Meta: meta, Set: set, Plan: evaluator, gone: make(chan struct{}),
+		Meta: meta, Set: set, Plan: evaluator, life: &life{gone: make(chan struct{})}, altered: make(chan struct{}),
 		partitions: make([]*partition.Partition, meta.Partitions), faults: make([]*errcode.Error, meta.Partitions),
 	}
-	dirty := b.openPartitions(ctx, t)
+	if meta.Plan.Kind == plan.KindCalled {
+		t.called = b.newCalled(meta.Name, meta.Plan)
+	}
+	dirty := b.openPartitions(ctx, t, 0)
 	if len(dirty) > 0 {
 		if err := b.advanceEpochs(ctx, store, t, dirty); err != nil {
 			b.abandon(t)
@@ -121,16 +131,14 @@ func (b *Broker) serveLocked(ctx context.Context, store metadata.Store, meta cat
 		t.Meta.State, t.Meta.Adopt = catalog.Live, false
 		if err := catalog.Update(ctx, store, &t.Meta); err != nil {
 			b.abandon(t)
-			return nil, errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be written to metadata", meta.Name),
+			return nil, errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be written to metadata%s", meta.Name, because(err)),
 				"look with TOPIC LIST, then try again")
 		}
 	}
+	t.life.newest.Store(t)
 	b.mu.Lock()
 	b.topics[meta.Name] = t
-	if c := b.waiting[meta.Name]; c != nil {
-		close(c)
-		delete(b.waiting, meta.Name)
-	}
+	b.noteChangeLocked()
 	b.mu.Unlock()
 	return t, nil
 }
@@ -138,12 +146,13 @@ func (b *Broker) serveLocked(ctx context.Context, store metadata.Store, meta cat
 // openParallel bounds how many partitions of a topic are opened at once.
 const openParallel = 32
 
-// openPartitions opens all partitions and returns the ones whose recovery may have lost acknowledged records.
-func (b *Broker) openPartitions(ctx context.Context, t *Topic) (dirty []int) {
+// openPartitions opens the partitions from first on and returns the ones whose recovery may have lost acknowledged
+// records.
+func (b *Broker) openPartitions(ctx context.Context, t *Topic, first int) (dirty []int) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	slots := make(chan struct{}, openParallel)
-	for i := range t.partitions {
+	for i := first; i < len(t.partitions); i++ {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
@@ -168,7 +177,7 @@ func (b *Broker) openPartitions(ctx context.Context, t *Topic) (dirty []int) {
 func (b *Broker) openPartition(ctx context.Context, t *Topic, i int) (*storage.Cut, error) {
 	name := storage.Partition{Topic: t.Meta.Name, TopicID: t.Meta.ID, ID: plan.ID(i)}
 	l, cut, err := b.dir.Open(ctx, name, lend.OpenOptions{
-		Create: t.Meta.State == catalog.Creating, Adopt: t.Meta.Adopt, Epoch: t.Meta.Epochs[i], Settings: logSettings(t.Set),
+		Create: t.Meta.State == catalog.Creating || i >= int(t.Meta.Partitions), Adopt: t.Meta.Adopt, Epoch: t.Meta.Epochs[i], Settings: logSettings(t.Set),
 		Advance: func(ctx context.Context) (record.Epoch, error) { return b.advanceEpoch(ctx, name) },
 	})
 	if err != nil {

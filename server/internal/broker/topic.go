@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/address"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
@@ -28,18 +28,35 @@ const (
 	metadataTimeout = 5 * time.Second
 )
 
-// Topic is a served topic. It is immutable but for Gone; an altered topic is a new Topic with the same partitions.
+// Topic is a served topic, as it was when it was looked up: it is immutable. An altered topic is a new Topic, with the
+// same partitions and perhaps more of them.
 type Topic struct {
 	Meta       catalog.Topic
 	Set        setting.Topic
-	Plan       *plan.Evaluator
+	Plan       *plan.Evaluator        // for records without a key; Choose is for the others
+	called     *called                // nil: Plan knows where keys go
 	partitions []*partition.Partition // nil where one could not be opened
 	faults     []*errcode.Error       // why
-	gone       chan struct{}
+	life       *life
+	altered    chan struct{} // closed when there is a newer one
+}
+
+// life is what all versions of a topic share.
+type life struct {
+	newest atomic.Pointer[Topic]
+	gone   chan struct{}
+	recent recentKeys
 }
 
 // Gone is closed when the topic was deleted.
-func (t *Topic) Gone() <-chan struct{} { return t.gone }
+func (t *Topic) Gone() <-chan struct{} { return t.life.gone }
+
+// Current returns the newest version of the topic, which may be gone. Whoever keeps a Topic over more than one record
+// asks for it: it costs an atomic load.
+func (t *Topic) Current() *Topic { return t.life.newest.Load() }
+
+// Altered is closed when Current returns another Topic than this one.
+func (t *Topic) Altered() <-chan struct{} { return t.altered }
 
 // Partition returns one partition: UNKNOWN_PARTITION out of range, STORAGE_UNAVAILABLE where it could not be opened.
 func (t *Topic) Partition(id plan.ID) (*partition.Partition, *errcode.Error) {
@@ -57,21 +74,21 @@ func (b *Broker) Lookup(name []byte) *Topic {
 	return b.topics[string(name)]
 }
 
-// Appears returns a channel that is closed when a topic of that name is there, or comes to be there.
-func (b *Broker) Appears(name string) <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.topics[name] != nil {
-		now := make(chan struct{})
-		close(now)
-		return now
-	}
-	c := b.waiting[name]
-	if c == nil {
-		c = make(chan struct{})
-		b.waiting[name] = c
-	}
-	return c
+// Version counts the changes of what Lookup answers: an answer may be remembered as long as the version read before it
+// stands.
+func (b *Broker) Version() uint64 { return b.version.Load() }
+
+// Changed returns a channel that is closed at the next change of topics.
+func (b *Broker) Changed() <-chan struct{} {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.changed
+}
+
+func (b *Broker) noteChangeLocked() {
+	b.version.Add(1)
+	close(b.changed)
+	b.changed = make(chan struct{})
 }
 
 // Topics returns every served topic.
@@ -110,9 +127,10 @@ func (b *Broker) metadata(ctx context.Context) (metadata.Store, error) {
 
 // NewTopic is how a topic is to be.
 type NewTopic struct {
-	Partitions int32 // 0: the server's default; of an adopted topic, what lies there
-	Set        setting.Topic
-	Adopt      bool // its directories are moved in from the adopt directory
+	Partitions  int32  // 0: the server's default; of an adopted topic, what lies there
+	Partitioner string // empty: the default one
+	Set         setting.Topic
+	Adopt       bool // its directories are moved in from the adopt directory
 }
 
 // CreateTopic creates a topic and serves it. On return it is durable. TOPIC_EXISTS, NAME_COLLISION, BAD_NAME, or what
@@ -173,9 +191,14 @@ func (b *Broker) createLocked(ctx context.Context, name string, n NewTopic) (*To
 			return nil, err
 		}
 	}
-	if meta.Plan, err = b.plan(ctx, name, meta.Partitions); err != nil {
+	by := n.Partitioner
+	if by == "" {
+		by = defaultPartitioner
+	}
+	if meta.Plan, err = b.plan(ctx, name, by, meta.Partitions); err != nil {
 		return nil, err
 	}
+	meta.Plan.Version = 1
 	err = catalog.Create(ctx, store, &meta)
 	if errors.Is(err, catalog.ErrExists) && b.clearHalfMade(ctx, store, name) {
 		err = catalog.Create(ctx, store, &meta)
@@ -235,30 +258,7 @@ func createFailed(name string, err error) error {
 	case errors.Is(err, catalog.ErrCollision):
 		return errcode.New(errcode.NameCollision, fmt.Sprintf("topic %s: %v", name, err), "names may not differ only in . against _")
 	}
-	return errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be written to metadata", name), "look with TOPIC LIST, then try again")
-}
-
-// plan asks the partitioner plugin how to spread the topic.
-func (b *Broker) plan(ctx context.Context, name string, partitions int32) (plan.Plan, error) {
-	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
-	defer cancel()
-	var strategy plan.Plan
-	p, err := b.partition.get(ctx)
-	if err == nil {
-		strategy, err = p.Plan(ctx, partitioner.PlanRequest{Topic: name, Partitions: partitions})
-	}
-	if err == nil && strategy.Partitions != partitions {
-		err = fmt.Errorf("plan is for %d partitions", strategy.Partitions)
-	}
-	strategy.Version = 1
-	if err == nil {
-		_, err = plan.NewEvaluator(strategy)
-	}
-	if err != nil {
-		return strategy, errcode.Wrap(errcode.PartitionerUnavailable, err,
-			fmt.Sprintf("partitioner %s lent no plan for %s", partitionerName, name), "nothing was created; try again")
-	}
-	return strategy, nil
+	return errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be written to metadata%s", name, because(err)), "look with TOPIC LIST, then try again")
 }
 
 // DeleteTopic deletes a topic and everything in it. On return the name is free. UNKNOWN_TOPIC where there is none.
@@ -278,7 +278,7 @@ func (b *Broker) DeleteTopic(ctx context.Context, name string) error {
 		}
 		grave, err := catalog.Delete(ctx, store, fresh)
 		if err != nil {
-			return errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be deleted from metadata", name),
+			return errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be deleted from metadata%s", name, because(err)),
 				"look with TOPIC LIST, then try again")
 		}
 		b.dropLocked(t)
@@ -297,7 +297,7 @@ func (b *Broker) fresh(ctx context.Context, store metadata.Store, t *Topic) (cat
 		err = catalog.ErrUnknown
 	}
 	if err != nil {
-		return meta, errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be read from metadata", t.Meta.Name),
+		return meta, errcode.Wrap(errcode.MetadataUnavailable, err, fmt.Sprintf("topic %s could not be read from metadata%s", t.Meta.Name, because(err)),
 			"nothing was changed; look with TOPIC LIST, then try again")
 	}
 	return meta, nil
@@ -308,9 +308,10 @@ func (b *Broker) dropLocked(t *Topic) {
 	b.mu.Lock()
 	if b.topics[t.Meta.Name] == t {
 		delete(b.topics, t.Meta.Name)
+		b.noteChangeLocked()
 	}
 	b.mu.Unlock()
-	close(t.gone)
+	close(t.life.gone)
 	deleted := errcode.New(errcode.TopicDeleted, fmt.Sprintf("topic %s was deleted", t.Meta.Name), "create it again, or use another")
 	for _, p := range t.partitions {
 		if p != nil {

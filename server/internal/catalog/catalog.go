@@ -44,7 +44,10 @@ type Topic struct {
 	Epochs     []record.Epoch    `json:"epochs"`             // leader epoch of each partition
 	Settings   map[string]string `json:"settings,omitempty"` // as setting.Topic writes them; what is missing has its default
 	Adopt      bool              `json:"adopt,omitempty"`    // while creating: the directories are moved in
-	Version    metadata.Version  `json:"-"`
+	// Grow is, while partitions are being added, the plan that counts once they are made. Until then those from
+	// Partitions on may have directories, and are not served.
+	Grow    *partition.Plan  `json:"grow,omitempty"`
+	Version metadata.Version `json:"-"`
 }
 
 // Tombstone is a deleted topic whose directories may still exist.
@@ -141,6 +144,9 @@ func Update(ctx context.Context, s metadata.Store, t *Topic) error {
 // Delete turns t into a tombstone. From then on its name is free.
 func Delete(ctx context.Context, s metadata.Store, t Topic) (Tombstone, error) {
 	grave := Tombstone{Name: t.Name, ID: t.ID, Partitions: t.Partitions}
+	if t.Grow != nil {
+		grave.Partitions = t.Grow.Partitions
+	}
 	value, err := json.Marshal(grave)
 	if err != nil {
 		return grave, fmt.Errorf("encode tombstone of %s: %w", t.Name, err)
@@ -186,6 +192,9 @@ func decode(e metadata.Entry) (Topic, error) {
 	}
 	if len(t.Epochs) != int(t.Partitions) || t.Partitions < 1 {
 		return t, fmt.Errorf("read %s: %d epochs for %d partitions", e.Key, len(t.Epochs), t.Partitions)
+	}
+	if g := t.Grow; g != nil && (g.Partitions <= t.Partitions || g.Partitions > partition.CountMax) {
+		return t, fmt.Errorf("read %s: it grows from %d to %d partitions", e.Key, t.Partitions, g.Partitions)
 	}
 	return t, nil
 }

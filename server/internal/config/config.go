@@ -27,7 +27,8 @@ type Config struct {
 	HTTP      string // empty: no HTTP
 	Advertise string // empty: the address the client reached
 	BrokerID  int32
-	Metadata  string // "embedded"
+	Metadata  string // MetadataEmbedded or MetadataZookeeper
+	Zookeeper Zookeeper
 
 	Topics       Topics
 	LiveSubjects []string
@@ -36,6 +37,20 @@ type Config struct {
 	Log          Log
 
 	Warnings []string // what does not stop the server but an operator should hear
+}
+
+// The metadata stores there are.
+const (
+	MetadataEmbedded  = "embedded"
+	MetadataZookeeper = "zookeeper"
+)
+
+// Zookeeper says where ZooKeeper is and what is ours in it.
+type Zookeeper struct {
+	Servers []string // HOST:PORT each
+	Chroot  string
+	Session time.Duration
+	Digest  string // "user:password"; empty: everybody may read and write
 }
 
 // Topics are the settings of topics nobody made settings for.
@@ -53,6 +68,15 @@ type Limits struct {
 	Pending        int
 	WriteDeadline  time.Duration
 	PublishTimeout time.Duration
+	Subscriptions  int // of one connection; 0: any number
+	PingInterval   time.Duration
+	LameDuck       LameDuck
+}
+
+// LameDuck says how a server that is to go lets its clients go.
+type LameDuck struct {
+	Grace  time.Duration // for going by themselves
+	Spread time.Duration // over which those that are left are closed
 }
 
 // Storage bounds what the log may take of the machine.
@@ -190,12 +214,28 @@ func (l *loader) apply(c *Config) {
 	if len(l.faults) > 0 {
 		return
 	}
+	l.applyMetadata(c)
 	if c.Limits.Pending < c.Limits.Payload {
 		l.fault("limits.pending%s is less than limits.payload%s: a connection could never be sent the largest payload; raise the one or lower the other",
 			l.from("limits.pending"), l.from("limits.payload"))
 	}
 	if c.HTTP == c.Listen && !strings.HasSuffix(c.Listen, ":0") {
 		l.fault("listen%s and http%s are the same address %s; give each its own port", l.from("listen"), l.from("http"), c.Listen)
+	}
+}
+
+// applyMetadata takes named servers for a wish for ZooKeeper, unless metadata says something else.
+func (l *loader) applyMetadata(c *Config) {
+	named := len(c.Zookeeper.Servers) > 0
+	if named && l.origin["metadata"] == "" {
+		c.Metadata = MetadataZookeeper
+	}
+	switch {
+	case c.Metadata == MetadataZookeeper && !named:
+		l.fault("metadata%s is zookeeper, and zookeeper.servers names none; write --zookeeper HOST:PORT", l.from("metadata"))
+	case c.Metadata == MetadataEmbedded && named:
+		l.fault("metadata%s is embedded, and zookeeper.servers%s names some, which would do nothing; leave one of them out",
+			l.from("metadata"), l.from("zookeeper.servers"))
 	}
 }
 

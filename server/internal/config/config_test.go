@@ -35,8 +35,10 @@ const (
 func defaults() Config {
 	return Config{
 		Data: "./trunkline-data", Listen: "127.0.0.1:8765", HTTP: "127.0.0.1:8766", BrokerID: 1, Metadata: "embedded",
-		Topics:  Topics{AutoCreate: true, AutoCreateMax: 10000, Partitions: 1},
-		Limits:  Limits{Connections: 10000, ControlLine: 4096, Payload: 1 << 20, Pending: 8 << 20, WriteDeadline: 10 * time.Second, PublishTimeout: 10 * time.Second},
+		Zookeeper: Zookeeper{Chroot: "/trunkline", Session: 10 * time.Second},
+		Topics:    Topics{AutoCreate: true, AutoCreateMax: 10000, Partitions: 1},
+		Limits: Limits{Connections: 10000, ControlLine: 4096, Payload: 1 << 20, Pending: 8 << 20, WriteDeadline: 10 * time.Second, PublishTimeout: 10 * time.Second,
+			PingInterval: 2 * time.Minute, LameDuck: LameDuck{Grace: 10 * time.Second, Spread: 2 * time.Minute}},
 		Storage: Storage{SyncParallel: 64},
 		Log:     Log{Level: slog.LevelInfo, Format: "text"},
 	}
@@ -149,17 +151,20 @@ listen: "[::1]:0"
 http: "-"
 advertise: broker.example:8765
 broker_id: 7
-metadata: embedded
+metadata: zookeeper
+zookeeper: {servers: ["zk1:2181", "zk2:2181"], chroot: /a/b, session: 3s, digest: "user:pass:word"}
 topics: {auto_create: false, auto_create_max: 5, defaults: {partitions: 6}}
 subjects: {live: ["live.>", "a.*"]}
-limits: {connections: 10, control_line: 8KiB, payload: 64KiB, pending: 1MiB, write_deadline: 500ms, publish_timeout: 1m}
+limits: {connections: 10, control_line: 8KiB, payload: 64KiB, pending: 1MiB, write_deadline: 500ms, publish_timeout: 1m, subscriptions: 7, ping_interval: 1s, lame_duck_grace: 2s, lame_duck_spread: 3s}
 storage: {sync_parallel: 2, open_files: 4096}
 log: {level: debug, format: json}
 `
 	want := Config{
-		Data: "/d", Listen: "[::1]:0", Advertise: "broker.example:8765", BrokerID: 7, Metadata: "embedded",
-		Topics: Topics{AutoCreateMax: 5, Partitions: 6}, LiveSubjects: []string{"live.>", "a.*"},
-		Limits:  Limits{Connections: 10, ControlLine: 8 << 10, Payload: 64 << 10, Pending: 1 << 20, WriteDeadline: 500 * time.Millisecond, PublishTimeout: time.Minute},
+		Data: "/d", Listen: "[::1]:0", Advertise: "broker.example:8765", BrokerID: 7, Metadata: "zookeeper",
+		Zookeeper: Zookeeper{Servers: []string{"zk1:2181", "zk2:2181"}, Chroot: "/a/b", Session: 3 * time.Second, Digest: "user:pass:word"},
+		Topics:    Topics{AutoCreateMax: 5, Partitions: 6}, LiveSubjects: []string{"live.>", "a.*"},
+		Limits: Limits{Connections: 10, ControlLine: 8 << 10, Payload: 64 << 10, Pending: 1 << 20, WriteDeadline: 500 * time.Millisecond, PublishTimeout: time.Minute,
+			Subscriptions: 7, PingInterval: time.Second, LameDuck: LameDuck{Grace: 2 * time.Second, Spread: 3 * time.Second}},
 		Storage: Storage{SyncParallel: 2, OpenFiles: 4096}, Log: Log{Level: slog.LevelDebug, Format: "json"},
 	}
 	ignore := cmp.FilterPath(func(p cmp.Path) bool { return p.String() == "File" }, cmp.Ignore())
@@ -168,9 +173,11 @@ log: {level: debug, format: json}
 		t.Errorf("file: %v\n%s", err, diff)
 	}
 	env := []string{"TRUNKLINE_DATA=/d", "TRUNKLINE_LISTEN=[::1]:0", "TRUNKLINE_HTTP=", "TRUNKLINE_ADVERTISE=broker.example:8765", "TRUNKLINE_BROKER_ID=7",
-		"TRUNKLINE_METADATA=embedded", "TRUNKLINE_TOPICS_AUTO_CREATE=false", "TRUNKLINE_TOPICS_AUTO_CREATE_MAX=5", "TRUNKLINE_TOPICS_DEFAULTS_PARTITIONS=6",
+		"TRUNKLINE_METADATA=zookeeper", "TRUNKLINE_ZOOKEEPER_SERVERS=zk1:2181, zk2:2181", "TRUNKLINE_ZOOKEEPER_CHROOT=/a/b", "TRUNKLINE_ZOOKEEPER_SESSION=3s",
+		"TRUNKLINE_ZOOKEEPER_DIGEST=user:pass:word", "TRUNKLINE_TOPICS_AUTO_CREATE=false", "TRUNKLINE_TOPICS_AUTO_CREATE_MAX=5", "TRUNKLINE_TOPICS_DEFAULTS_PARTITIONS=6",
 		"TRUNKLINE_SUBJECTS_LIVE=live.>, a.*", "TRUNKLINE_LIMITS_CONNECTIONS=10", "TRUNKLINE_LIMITS_CONTROL_LINE=8KiB", "TRUNKLINE_LIMITS_PAYLOAD=64KiB",
-		"TRUNKLINE_LIMITS_PENDING=1MiB", "TRUNKLINE_LIMITS_WRITE_DEADLINE=500ms", "TRUNKLINE_LIMITS_PUBLISH_TIMEOUT=1m", "TRUNKLINE_STORAGE_SYNC_PARALLEL=2",
+		"TRUNKLINE_LIMITS_PENDING=1MiB", "TRUNKLINE_LIMITS_WRITE_DEADLINE=500ms", "TRUNKLINE_LIMITS_PUBLISH_TIMEOUT=1m", "TRUNKLINE_LIMITS_SUBSCRIPTIONS=7",
+		"TRUNKLINE_LIMITS_PING_INTERVAL=1s", "TRUNKLINE_LIMITS_LAME_DUCK_GRACE=2s", "TRUNKLINE_LIMITS_LAME_DUCK_SPREAD=3s", "TRUNKLINE_STORAGE_SYNC_PARALLEL=2",
 		"TRUNKLINE_STORAGE_OPEN_FILES=4096", "TRUNKLINE_LOG_LEVEL=debug", "TRUNKLINE_LOG_FORMAT=json"}
 	if len(env) != len(keys()) {
 		t.Errorf("%d variables for %d keys", len(env), len(keys()))
@@ -179,7 +186,7 @@ log: {level: debug, format: json}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("environment: %v\n%s", err, diff)
 	}
-	got, err = Load([]string{"-t", "--data", "/d", "--listen", "[::1]:0", "--http", "-", "--advertise", "broker.example:8765", "--broker-id", "7", "--metadata", "embedded"}, env[6:])
+	got, err = Load([]string{"-t", "--data", "/d", "--listen", "[::1]:0", "--http", "-", "--advertise", "broker.example:8765", "--broker-id", "7", "--metadata", "zookeeper", "--zookeeper", "zk1:2181,zk2:2181"}, env[7:])
 	want.Test = true
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("flags: %v\n%s", err, diff)
@@ -197,7 +204,7 @@ func TestFaults(t *testing.T) {
 		{"a key with a dash", "broker-id: 1\n", nil, nil, "did you mean broker_id?"},
 		{"a group as a value", "limits: 5\n", nil, nil, "limits is a group of keys"},
 		{"a value as a group", "data:\n  dir: /x\n", nil, nil, "unknown key data.dir"},
-		{"a key that is not built", "zookeeper: {servers: \"a:1\"}\n", nil, nil, "unknown key zookeeper.servers"},
+		{"a key that is not built", "zookeeper: {tls: true}\n", nil, nil, "unknown key zookeeper.tls"},
 		{"no value", "data:\n", nil, nil, "data has no value"},
 		{"no YAML", "listen: [1\n", nil, nil, "configuration file"},
 		{"a key twice", "listen: a:1\nlisten: a:2\n", nil, nil, "already defined"},
@@ -229,8 +236,16 @@ func TestFaults(t *testing.T) {
 		{"advertised port 0", "", []string{"--advertise", "h:0"}, nil, "from 1 to 65535"},
 		{"broker number", "", []string{"--broker-id", "-1"}, nil, "not a whole number"},
 		{"no data directory", "", []string{"--data", ""}, nil, "no directory"},
-		{"zookeeper", "", []string{"--metadata", "zookeeper"}, nil, "not built into this version"},
-		{"other metadata", "", []string{"--metadata", "etcd"}, nil, `"etcd" is not known`},
+		{"zookeeper nowhere", "", []string{"--metadata", "zookeeper"}, nil, "write --zookeeper HOST:PORT"},
+		{"zookeeper for nothing", "", []string{"--metadata", "embedded", "--zookeeper", "zk1:2181"}, nil, "leave one of them out"},
+		{"other metadata", "", []string{"--metadata", "etcd"}, nil, `"etcd" is not one of embedded, zookeeper`},
+		{"a server without port", "", []string{"--zookeeper", "zk1:2181,zk2"}, nil, `"zk2" is no server`},
+		{"a server at port 0", "", []string{"--zookeeper", "zk1:0"}, nil, "is no address"},
+		{"a server without host", "", []string{"--zookeeper", ":2181"}, nil, `":2181" is no server`},
+		{"a chroot without slash", "zookeeper: {chroot: trunkline}\n", nil, nil, "is no path"},
+		{"a chroot with a slash too many", "zookeeper: {chroot: /trunkline/}\n", nil, nil, "is no path"},
+		{"a chroot that leads up", "zookeeper: {chroot: /a/..}\n", nil, nil, "is no path"},
+		{"a digest without password", "zookeeper: {digest: user}\n", nil, nil, "not USER:PASSWORD"},
 		{"in the environment", "", nil, []string{"TRUNKLINE_LOG_LEVEL=loud"}, "log.level (from TRUNKLINE_LOG_LEVEL)"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -243,6 +258,17 @@ func TestFaults(t *testing.T) {
 				t.Errorf("beside an error came\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestNamedServersAreAWishForZookeeper(t *testing.T) {
+	c, err := Load([]string{"--zookeeper", "zk1:2181"}, nil)
+	if err != nil || c.Metadata != MetadataZookeeper {
+		t.Errorf("metadata is %q, %v", c.Metadata, err)
+	}
+	_, err = load(t, "zookeeper: {digest: \"secret\"}\n", nil, nil)
+	if err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("a password is repeated: %v", err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,7 +47,14 @@ func keys() []key {
 		{"advertise", "", "advertise", "What clients are told to connect to; empty: the address they reached.", advertised()},
 		{"broker_id", 1, "broker-id", "This broker's number.",
 			count(func(c *Config) *int32 { return &c.BrokerID }, 0, 1<<31-1)},
-		{"metadata", "embedded", "metadata", "Where topics and their settings are kept: embedded is a file in the data directory.", metadataName()},
+		{"metadata", MetadataEmbedded, "metadata", "Where topics and their settings are kept: embedded is a file in the data directory; zookeeper is taken when its servers are named.",
+			word(func(c *Config) *string { return &c.Metadata }, MetadataEmbedded, MetadataZookeeper)},
+
+		{"zookeeper.servers", []string{}, "zookeeper", "The ZooKeeper ensemble, version 3.5 or newer. A server that starts waits 30s for it.", servers()},
+		{"zookeeper.chroot", "/trunkline", "", "Where in ZooKeeper everything is kept; made where it is missing.", chroot()},
+		{"zookeeper.session", "10s", "", "How long ZooKeeper waits for a broker that is silent before it takes it for dead; the ensemble sets limits, too.",
+			span(func(c *Config) *time.Duration { return &c.Zookeeper.Session }, time.Second, time.Minute)},
+		{"zookeeper.digest", "", "", "Who may read and change what is kept there; empty: everybody who reaches ZooKeeper.", digest()},
 
 		{"topics.auto_create", true, "", "Whether a publish without reply-to makes the topic it names.",
 			boolean(func(c *Config) *bool { return &c.Topics.AutoCreate })},
@@ -59,16 +67,24 @@ func keys() []key {
 
 		{"limits.connections", 10000, "", "The number of client connections at a time.",
 			count(func(c *Config) *int { return &c.Limits.Connections }, 1, 1_000_000)},
+		{"limits.subscriptions", 0, "", "The number of subscriptions of one connection; 0 sets no bound.",
+			count(func(c *Config) *int { return &c.Limits.Subscriptions }, 0, 100_000_000)},
 		{"limits.control_line", "4KiB", "", "The length of a control line; NATS clients expect no less than 4KiB.",
 			size(func(c *Config) *int { return &c.Limits.ControlLine }, 1<<10, 1<<20)},
 		{"limits.payload", "1MiB", "", "The size of a payload, headers included.",
 			size(func(c *Config) *int { return &c.Limits.Payload }, 1<<10, 64<<20)},
-		{"limits.pending", "8MiB", "", "What waits to be sent on one connection before reading for it pauses; not below limits.payload.",
+		{"limits.pending", "8MiB", "", "What waits to be sent on one connection before reading for it pauses, or, of live subjects, it is cut off; not below limits.payload.",
 			size(func(c *Config) *int { return &c.Limits.Pending }, 64<<10, 1<<30)},
 		{"limits.write_deadline", "10s", "", "How long a peer may accept nothing of what waits for it before it is cut off.",
 			span(func(c *Config) *time.Duration { return &c.Limits.WriteDeadline }, 100*time.Millisecond, time.Hour)},
 		{"limits.publish_timeout", "10s", "", "How long a publish may wait for its outcome.",
 			span(func(c *Config) *time.Duration { return &c.Limits.PublishTimeout }, 10*time.Millisecond, time.Hour)},
+		{"limits.ping_interval", "2m", "", "How long a client may say nothing before it is sent a PING; after two without an answer it is closed.",
+			span(func(c *Config) *time.Duration { return &c.Limits.PingInterval }, 50*time.Millisecond, 24*time.Hour)},
+		{"limits.lame_duck_grace", "10s", "", "How long clients may take to go elsewhere when the server is sent USR2.",
+			span(func(c *Config) *time.Duration { return &c.Limits.LameDuck.Grace }, time.Millisecond, time.Hour)},
+		{"limits.lame_duck_spread", "2m", "", "Over how long those that are left are then closed, one after the other.",
+			span(func(c *Config) *time.Duration { return &c.Limits.LameDuck.Spread }, time.Millisecond, 24*time.Hour)},
 
 		{"storage.sync_parallel", 64, "", "How many partitions are synced at a time.",
 			count(func(c *Config) *int { return &c.Storage.SyncParallel }, 1, 1024)},
@@ -150,16 +166,58 @@ func advertised() kind {
 	})
 }
 
-func metadataName() kind {
-	return parsed("embedded", func(c *Config, s string) error {
-		c.Metadata = s
-		switch s {
-		case "embedded":
-			return nil
-		case "zookeeper":
-			return errors.New("zookeeper is not built into this version yet; use embedded")
+// servers are a list in a file, and separated by commas elsewhere.
+func servers() kind {
+	return kind{"a list of HOST:PORT", func(c *Config, value any) error {
+		all, err := list(value, "server", `["zk1:2181", "zk2:2181"]`)
+		if err != nil {
+			return err
 		}
-		return fmt.Errorf("%q is not known; use embedded", s)
+		c.Zookeeper.Servers = nil
+		for _, s := range all {
+			host, _, err := net.SplitHostPort(s)
+			if err != nil || host == "" {
+				return fmt.Errorf("%q is no server; write HOST:PORT, as in zk1:2181", s)
+			}
+			if err := splitAddress(s, 1); err != nil {
+				return err
+			}
+			c.Zookeeper.Servers = append(c.Zookeeper.Servers, s)
+		}
+		return nil
+	}}
+}
+
+// chrootBytesMax is what the store allows.
+const chrootBytesMax = 100
+
+func chroot() kind {
+	return parsed("a path of letters, digits, . _ and -; / for the root", func(c *Config, s string) error {
+		c.Zookeeper.Chroot = s
+		if s == "/" {
+			return nil
+		}
+		if !chrootPattern().MatchString(s) || len(s) > chrootBytesMax {
+			return fmt.Errorf("%q is no path of at most %d bytes; write one like /trunkline", s, chrootBytesMax)
+		}
+		return nil
+	})
+}
+
+// chrootPattern has no segment that begins with a dot, so none that is . or ..
+func chrootPattern() *regexp.Regexp { return regexp.MustCompile(`^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$`) }
+
+const digestBytesMax = 128
+
+// digest does not repeat what it is given: it holds a password.
+func digest() kind {
+	return parsed("USER:PASSWORD or empty", func(c *Config, s string) error {
+		c.Zookeeper.Digest = s
+		user, password, _ := strings.Cut(s, ":")
+		if s != "" && (user == "" || password == "" || len(s) > digestBytesMax) {
+			return fmt.Errorf("it is not USER:PASSWORD of at most %d bytes", digestBytesMax)
+		}
+		return nil
 	})
 }
 
@@ -242,31 +300,43 @@ func level() kind {
 	})
 }
 
-// subjects is a list in a file, and separated by commas in the environment.
+// list reads several values: a list in a file, separated by commas elsewhere.
+func list(value any, what, example string) ([]string, error) {
+	var all []string
+	switch v := value.(type) {
+	case []string:
+		all = v
+	case string:
+		if v != "" {
+			all = strings.Split(v, ",")
+		}
+	case []any:
+		for _, item := range v {
+			s, ok := item.(string)
+			if !ok {
+				return nil, fmt.Errorf("%v is a %T, not a %s; write it in quotes", item, item, what)
+			}
+			all = append(all, s)
+		}
+	default:
+		return nil, fmt.Errorf("is no list; write %s", example)
+	}
+	trimmed := make([]string, len(all))
+	for i, s := range all {
+		trimmed[i] = strings.TrimSpace(s)
+	}
+	return trimmed, nil
+}
+
 func subjects() kind {
 	return kind{"a list of subjects, * and > allowed", func(c *Config, value any) error {
-		var list []string
-		switch v := value.(type) {
-		case []string:
-			list = v
-		case string:
-			if v != "" {
-				list = strings.Split(v, ",")
-			}
-		case []any:
-			for _, item := range v {
-				s, ok := item.(string)
-				if !ok {
-					return fmt.Errorf("%v is a %T, not a subject; write it in quotes", item, item)
-				}
-				list = append(list, s)
-			}
-		default:
-			return errors.New("is no list; write [\"live.>\"]")
+		all, err := list(value, "subject", `["live.>"]`)
+		if err != nil {
+			return err
 		}
 		c.LiveSubjects = nil
-		for _, s := range list {
-			if s = strings.TrimSpace(s); !address.ValidSubject(s) {
+		for _, s := range all {
+			if !address.ValidSubject(s) {
 				return fmt.Errorf("%q is no subject; write tokens joined by dots, * for one token, > at the end for the rest", s)
 			}
 			c.LiveSubjects = append(c.LiveSubjects, s)

@@ -20,6 +20,7 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	"github.com/trunkline-mq/trunkline/protocol/line"
 	"github.com/trunkline-mq/trunkline/server/internal/broker"
+	"github.com/trunkline-mq/trunkline/server/internal/live"
 )
 
 // Options configure a Server.
@@ -31,6 +32,9 @@ type Options struct {
 	WriteDeadline time.Duration // how long a peer may accept nothing
 	Publish       time.Duration // how long a publish may wait for its outcome; 0: for ever
 	Live          []string      // patterns of subjects that are never topics
+	AutoCreate    bool          // a publish without reply-to makes the topic it names
+	Subscriptions int           // of one connection; 0: any number
+	PingInterval  time.Duration // how long a client may be silent before it is asked whether it is there; 0: for ever
 	Identity      Identity
 	Logger        *slog.Logger
 }
@@ -50,6 +54,9 @@ type Server struct {
 	opt    Options
 	lastID atomic.Uint64
 
+	live    *live.Router // who hears what is published to live subjects
+	waiting *live.Router // which subscriptions want which topics, should they appear
+
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
 	closing bool
@@ -58,7 +65,7 @@ type Server struct {
 
 // NewServer returns a server that is not listening yet.
 func NewServer(o Options) *Server {
-	return &Server{opt: o, conns: make(map[*conn]struct{})}
+	return &Server{opt: o, conns: make(map[*conn]struct{}), live: live.NewRouter(), waiting: live.NewRouter()}
 }
 
 // acceptRetry is the pause after an accept that failed for want of descriptors.
@@ -67,12 +74,14 @@ const acceptRetry = 50 * time.Millisecond
 // Serve accepts connections from l until l is closed; then it returns nil.
 func (s *Server) Serve(l net.Listener) error {
 	ctx, stop := context.WithCancel(context.Background())
-	var expiry sync.WaitGroup
-	expiry.Go(func() { s.expireAll(ctx) })
+	var watches sync.WaitGroup
+	watches.Go(func() { s.expireAll(ctx) })
+	watches.Go(func() { s.beatAll(ctx) })
+	watches.Go(func() { s.watchTopics(ctx) })
 	defer func() {
 		s.serving.Wait() // connections may outlive the listener, and their publishes still expire
 		stop()
-		expiry.Wait()
+		watches.Wait()
 	}()
 	for {
 		nc, err := l.Accept()
@@ -156,11 +165,8 @@ func linger(nc net.Conn, patience time.Duration) {
 func (s *Server) Shutdown(ctx context.Context) {
 	s.mu.Lock()
 	s.closing = true
-	all := make([]*conn, 0, len(s.conns))
-	for c := range s.conns {
-		all = append(all, c)
-	}
 	s.mu.Unlock()
+	all := s.everyone()
 	for _, c := range all {
 		c.shutdown()
 	}
@@ -175,6 +181,64 @@ func (s *Server) Shutdown(ctx context.Context) {
 		}
 	}
 	wait.Wait()
+}
+
+// Retire makes the server a lame duck: it tells every client to go elsewhere, gives them grace for it, and then closes
+// those that are left one after the other, spread over the time given for that, so that they do not all arrive at the
+// next server at once. It returns when nobody is left, or when ctx ends. The listener is the caller's to close, before.
+func (s *Server) Retire(ctx context.Context, grace, spread time.Duration) {
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	for _, c := range s.everyone() {
+		if c.pulse.kind.Load() != kindUnknown { // who has not connected yet expects other things now
+			c.box.frame(func(dst []byte) []byte { return c.appendInfoOf(dst, true) })
+		}
+	}
+	if !s.untilAlone(ctx, grace) {
+		return
+	}
+	left := s.everyone()
+	for i, c := range left {
+		c.shutdown()
+		if !s.untilAlone(ctx, spread/time.Duration(len(left))) || i == len(left)-1 {
+			return
+		}
+	}
+}
+
+// aloneEvery is how often a retiring server looks whether its clients have gone.
+const aloneEvery = 20 * time.Millisecond
+
+// untilAlone waits for d; false when there is no connection left, or ctx has ended.
+func (s *Server) untilAlone(ctx context.Context, d time.Duration) bool {
+	over := time.NewTimer(d)
+	defer over.Stop()
+	look := time.NewTicker(aloneEvery)
+	defer look.Stop()
+	for {
+		if s.Connections() == 0 {
+			return false
+		}
+		select {
+		case <-over.C:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-look.C:
+		}
+	}
+}
+
+// everyone is the connections there are now.
+func (s *Server) everyone() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		all = append(all, c)
+	}
+	return all
 }
 
 // Connections tells how many connections there are.

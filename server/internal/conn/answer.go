@@ -8,8 +8,10 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/protocol/address"
 	"github.com/trunkline-mq/trunkline/protocol/line"
 	"github.com/trunkline-mq/trunkline/protocol/record"
@@ -30,8 +32,17 @@ type outbox struct {
 	tail  *answer
 	queue int     // answers between head and tail
 	spare *answer // answers to use again
+	acks  []ack   // due on reply subjects: the writer publishes them
 	done  bool    // no more answers come: the writer ends when everything is out
 	dead  bool    // the socket is of no use any more
+	shut  bool    // the last word is said: nothing is taken any more, and what is in buf goes out
+
+	// Of frames of live subjects, which have no log to wait in: bytes in buf, and bytes handed to the writer.
+	live, flying int
+	spoke        uint64 // the id of the speaker who wrote the newest of them, and its round
+	spokeRound   uint64
+
+	publish func(acks []ack) // publishes acks; called by the writer without the lock
 }
 
 // answer is the place of one request, or of a run of publishes, in the order of answers.
@@ -53,11 +64,12 @@ type answer struct {
 
 // place is what a publish says of itself when it takes its place in the order of answers. Immutable while queued.
 type place struct {
-	due  int64                // milliseconds since the epoch at which waiting for the outcome ends; 0: never
-	part *partition.Partition // nil: not a publish
-	tell tell
-	verb line.Verb
-	once bool // one answer for the whole run: a PRODUCE
+	due   int64                // milliseconds since the epoch at which waiting for the outcome ends; 0: never
+	part  *partition.Partition // nil: not a publish
+	reply []byte               // a JetStream acknowledgement goes there; empty: to nobody
+	tell  tell
+	verb  line.Verb
+	once  bool // one answer for the whole run: a PRODUCE
 }
 
 // tell says how the outcome of a publish reaches the client.
@@ -68,6 +80,7 @@ const (
 	tellAllNATS             // the same with failures in NATS's own words
 	tellErrors              // -ERR ASYNC for what failed
 	tellNATS                // -ERR in NATS's own words for what failed
+	tellNobody              // who hears it on the reply subject hears it nowhere else
 )
 
 const (
@@ -85,11 +98,12 @@ func newOutbox(limit int, deadline time.Duration) *outbox {
 	return b
 }
 
-// push queues a request. The caller settles it.
+// push queues a request. The caller settles it. The reply of its place is copied.
 func (b *outbox) push(p place) *answer {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	a := b.pushLocked()
+	p.reply = append(a.reply, p.reply...)
 	a.place = p
 	a.records.Store(1)
 	return a
@@ -101,7 +115,7 @@ func (b *outbox) pushLocked() *answer {
 		a = &answer{box: b}
 	} else {
 		b.spare = a.next
-		*a = answer{box: b, literal: a.literal[:0]}
+		*a = answer{box: b, literal: a.literal[:0], place: place{reply: a.reply[:0]}}
 	}
 	if b.tail == nil {
 		b.head = a
@@ -131,6 +145,9 @@ func (a *answer) Settled(o partition.Outcome) {
 func (b *outbox) say(encode func(dst []byte) []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.shut {
+		return
+	}
 	if b.head == nil {
 		b.buf = encode(b.buf)
 	} else {
@@ -144,14 +161,35 @@ func (b *outbox) say(encode func(dst []byte) []byte) {
 func (b *outbox) frame(encode func(dst []byte) []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.shut {
+		return
+	}
 	b.buf = encode(b.buf)
+	b.ready.Signal()
+}
+
+// lastWord lets go of everything that waits and ends what the peer is told with text. A frame that is on its way is
+// finished first.
+func (b *outbox) lastWord(encode func(dst []byte) []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lastWordLocked(encode)
+}
+
+func (b *outbox) lastWordLocked(encode func(dst []byte) []byte) {
+	if b.shut || b.dead {
+		return
+	}
+	b.shut = true
+	b.buf, b.live = encode(b.buf[:0]), 0
+	b.freeLocked()
 	b.ready.Signal()
 }
 
 // waitRoom blocks while the peer has too much to take, or, with answers, while too many requests wait. It reports false
 // when the connection is dead or stop is closed.
 func (b *outbox) waitRoom(stop <-chan struct{}) bool {
-	return b.wait(stop, func() bool { return len(b.buf) <= b.limit && b.queue < answersMax })
+	return b.wait(stop, func() bool { return len(b.buf) <= b.limit && b.queue+len(b.acks) < answersMax })
 }
 
 // waitAnswered blocks until every earlier request has its answer.
@@ -162,7 +200,7 @@ func (b *outbox) waitAnswered(stop <-chan struct{}) bool {
 func (b *outbox) wait(stop <-chan struct{}, enough func() bool) bool {
 	for {
 		b.mu.Lock()
-		if b.dead {
+		if b.dead || b.shut {
 			b.mu.Unlock()
 			return false
 		}
@@ -206,9 +244,12 @@ func (b *outbox) kill() {
 // collectLocked moves the answers that are due into buf.
 func (b *outbox) collectLocked() {
 	moved := false
-	for b.head != nil && b.head.settled && len(b.buf) <= b.limit && b.head.pieces == nil {
+	for !b.shut && b.head != nil && b.head.settled && len(b.buf) <= b.limit && b.head.pieces == nil {
 		a := b.head
 		b.buf = a.append(b.buf)
+		if len(a.reply) > 0 {
+			b.takeAckLocked(a)
+		}
 		b.head = a.next
 		if b.head == nil {
 			b.tail = nil
@@ -232,30 +273,38 @@ func (b *outbox) collectLocked() {
 // cannot be reached.
 func (b *outbox) write(nc net.Conn) error {
 	var out []byte
+	var acks []ack
 	for {
 		b.mu.Lock()
-		for {
-			b.collectLocked()
-			if b.dead || len(b.buf) > 0 || b.piecesLocked() || (b.done && b.head == nil) {
-				break
-			}
+		for !b.dueLocked() {
 			b.ready.Wait()
 		}
-		if !b.dead && len(b.buf) == 0 && b.piecesLocked() {
+		switch {
+		case b.dead:
+			b.abandonLocked()
+			b.mu.Unlock()
+			return nil
+		case len(b.acks) > 0 && !b.shut:
+			acks, b.acks = b.acks, acks[:0]
+			b.mu.Unlock()
+			b.publish(acks)
+			continue
+		case len(b.buf) == 0 && b.piecesLocked():
 			if err := b.writePiecesLocked(nc); err != nil {
 				return err
 			}
 			continue
-		}
-		if b.dead || len(b.buf) == 0 {
+		case len(b.buf) == 0:
 			b.abandonLocked()
 			b.mu.Unlock()
 			return nil
 		}
 		out, b.buf = b.buf, out[:0]
+		b.flying, b.live = b.live, 0
 		b.mu.Unlock()
 		err := b.send(nc, out)
 		b.mu.Lock()
+		b.flying = 0
 		if err != nil {
 			b.dead = true
 		}
@@ -270,6 +319,12 @@ func (b *outbox) write(nc net.Conn) error {
 	}
 }
 
+// dueLocked reports whether there is something for the writer to do.
+func (b *outbox) dueLocked() bool {
+	b.collectLocked()
+	return b.dead || len(b.buf) > 0 || len(b.acks) > 0 && !b.shut || b.piecesLocked() || b.done && (b.head == nil || b.shut)
+}
+
 // send writes p in pieces; the peer is cut off when it accepts nothing for the deadline.
 func (b *outbox) send(nc net.Conn, p []byte) error {
 	for len(p) > 0 {
@@ -278,6 +333,9 @@ func (b *outbox) send(nc net.Conn, p []byte) error {
 		}
 		n, err := nc.Write(p[:min(len(p), writeBytes)])
 		p = p[n:]
+		if n == writeBytes && len(p) > 0 {
+			b.landed(len(p))
+		}
 		if errors.Is(err, os.ErrDeadlineExceeded) && n > 0 {
 			continue
 		}
@@ -289,6 +347,16 @@ func (b *outbox) send(nc net.Conn, p []byte) error {
 		}
 	}
 	return nil
+}
+
+// landed says that all but rest bytes of what the writer holds are out.
+func (b *outbox) landed(rest int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.flying > rest {
+		b.flying = rest
+		b.freeLocked()
+	}
 }
 
 // append encodes what a settled answer has to say.
@@ -329,4 +397,92 @@ func (a *answer) appendFailure(dst []byte) []byte {
 		}
 	}
 	return dst
+}
+
+// piece is a part of a FETCH's answer: a line, and batches that go from the file to the socket without being read.
+type piece struct {
+	head   []byte
+	extent *lend.Extent // nil: the line is all
+}
+
+// piecesLocked reports whether the oldest request is a FETCH that is due.
+func (b *outbox) piecesLocked() bool {
+	return !b.shut && b.head != nil && b.head.settled && b.head.pieces != nil
+}
+
+// writePiecesLocked sends the pieces of the oldest request. It lets the lock go; the request stays the oldest until its
+// literal has followed.
+func (b *outbox) writePiecesLocked(nc net.Conn) error {
+	a := b.head
+	pieces := a.pieces
+	b.mu.Unlock()
+	err := b.sendPieces(nc, pieces)
+	release(pieces)
+	b.mu.Lock()
+	a.pieces = nil
+	if err != nil {
+		b.dead = true
+		b.freeLocked()
+	}
+	b.mu.Unlock()
+	return err
+}
+
+func (b *outbox) sendPieces(nc net.Conn, pieces []piece) error {
+	progress := func() error { return nc.SetWriteDeadline(time.Now().Add(b.deadline)) }
+	for _, p := range pieces {
+		if err := b.send(nc, p.head); err != nil {
+			return err
+		}
+		if p.extent == nil {
+			continue
+		}
+		file, ok := nc.(syscall.Conn)
+		if !ok {
+			return errors.New("connection takes no files")
+		}
+		// A failure in the middle leaves the peer with a part: the connection ends.
+		if err := p.extent.SendTo(file, progress); err != nil {
+			return err
+		}
+		if err := b.send(nc, []byte("\r\n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func release(pieces []piece) {
+	for _, p := range pieces {
+		if p.extent != nil {
+			p.extent.Release()
+		}
+	}
+}
+
+// abandonLocked lets go of what will not be sent any more.
+func (b *outbox) abandonLocked() {
+	for a := b.head; a != nil; a = a.next {
+		release(a.pieces)
+		a.pieces = nil
+	}
+}
+
+// settlePieces is the answer of a FETCH. On a dead connection nothing will send it.
+func (a *answer) settlePieces(pieces []piece, literal []byte) {
+	b := a.box
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.dead || b.shut {
+		release(pieces)
+		pieces = nil
+	}
+	a.pieces, a.literal, a.settled = pieces, append(a.literal, literal...), true
+	b.ready.Signal()
+	b.freeLocked()
+}
+
+// waitOldest blocks until every request before a has its answer.
+func (b *outbox) waitOldest(a *answer, stop <-chan struct{}) bool {
+	return b.wait(stop, func() bool { return b.head == a })
 }

@@ -34,6 +34,8 @@ type info struct {
 	MaxPayload int           `json:"max_payload"`
 	ClientID   uint64        `json:"client_id"`
 	ClientIP   string        `json:"client_ip"`
+	URLs       []string      `json:"connect_urls,omitempty"`
+	LameDuck   bool          `json:"ldm,omitempty"`
 	Trunkline  infoTrunkline `json:"trunkline"`
 }
 
@@ -44,13 +46,22 @@ type infoTrunkline struct {
 	Cluster  string `json:"cluster"`
 }
 
-func (c *conn) appendInfo(dst []byte) []byte {
+func (c *conn) appendInfo(dst []byte) []byte { return c.appendInfoOf(dst, false) }
+
+// appendInfoOf is the greeting, or, of a server that is about to go, the news that tells libraries to go elsewhere: its
+// own address is not among those.
+func (c *conn) appendInfoOf(dst []byte, leaving bool) []byte {
 	id := c.srv.opt.Identity
+	var urls []string
+	if id.Advertise != "" && !leaving {
+		urls = []string{id.Advertise}
+	}
 	host, number := c.reached()
 	peer, _, _ := net.SplitHostPort(c.nc.RemoteAddr().String())
 	text, _ := json.Marshal(info{ // cannot fail: strings and numbers
 		ServerID: id.ServerID, ServerName: id.Name, Version: natsLevel, Proto: 1, Go: runtime.Version(),
 		Host: host, Port: number, Headers: true, MaxPayload: c.srv.opt.Limits.Payload, ClientID: c.id, ClientIP: peer,
+		URLs: urls, LameDuck: leaving,
 		Trunkline: infoTrunkline{Version: id.Version, Protocol: Protocol, Broker: id.Broker, Cluster: id.Cluster},
 	})
 	dst = append(dst, "INFO "...)
@@ -67,6 +78,9 @@ type connect struct {
 	Lang       string `json:"lang"`
 	Addresses  bool   `json:"addresses"`
 	Timestamps bool   `json:"timestamps"`
+	Pedantic   *bool  `json:"pedantic"`
+	Echo       *bool  `json:"echo"`
+	NoReply    bool   `json:"no_responders"`
 }
 
 func (c *conn) handleConnect(cmd *line.Command) {
@@ -82,6 +96,12 @@ func (c *conn) handleConnect(cmd *line.Command) {
 	case ask.Protocol < 0 || ask.Protocol > 1:
 		c.fail(cmd, errcode.New(errcode.BadArgs, "protocol "+strconv.Itoa(ask.Protocol)+" is not spoken here", "send 0 or 1"))
 		return
+	case ask.NoReply && ask.Headers != nil && !*ask.Headers:
+		c.fail(cmd, errcode.New(errcode.BadArgs, "no_responders needs headers", "send \"headers\":true, or leave no_responders out"))
+		return
+	}
+	if c.pulse.kind.Load() != kindUnknown { // as in NATS, who connects again begins again
+		c.subs.endAll()
 	}
 	library := ask.Lang != "" && !strings.HasPrefix(ask.Lang, ownLang)
 	c.opt = options{
@@ -90,9 +110,17 @@ func (c *conn) handleConnect(cmd *line.Command) {
 		timestamps: ask.Timestamps,
 		nats:       library,
 		literal:    library && !ask.Addresses,
+		pedantic:   ask.Pedantic == nil || *ask.Pedantic,
+		echo:       ask.Echo == nil || *ask.Echo,
 	}
 	if ask.Headers != nil {
 		c.opt.headers = *ask.Headers
 	}
+	c.opt.noResponders = ask.NoReply && c.opt.headers
+	kind := kindOurs
+	if library {
+		kind = kindNATS
+	}
+	c.pulse.kind.Store(kind)
 	c.ok()
 }

@@ -3,9 +3,11 @@ package conn
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/line"
 	"github.com/trunkline-mq/trunkline/server/internal/partition"
 )
 
@@ -58,15 +60,68 @@ func (s *Server) expireAll(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			s.mu.Lock()
-			all := make([]*conn, 0, len(s.conns))
-			for c := range s.conns {
-				all = append(all, c)
-			}
-			s.mu.Unlock()
-			for _, c := range all {
+			for _, c := range s.everyone() {
 				c.box.expire(now.UnixMilli())
 			}
 		}
 	}
+}
+
+// pulse is what is known of a client's being there.
+type pulse struct {
+	heard atomic.Bool  // since the last beat
+	asked atomic.Int32 // PINGs without a sign of life since
+	kind  atomic.Int32 // what CONNECT said, for other goroutines than the reader
+}
+
+// The kinds of a client.
+const (
+	kindUnknown int32 = iota // no CONNECT was read: a person, who need not answer PING
+	kindOurs
+	kindNATS
+)
+
+// pingsMax is how many PINGs a client may leave unanswered.
+const pingsMax = 2
+
+// beatAll asks silent clients for a sign of life until ctx ends.
+func (s *Server) beatAll(ctx context.Context) {
+	if s.opt.PingInterval <= 0 {
+		return
+	}
+	tick := time.NewTicker(s.opt.PingInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			for _, c := range s.everyone() {
+				c.beat()
+			}
+		}
+	}
+}
+
+// beat asks the client whether it is there, and gives it up when it was asked too often. Whoever says anything is there.
+func (c *conn) beat() {
+	kind := c.pulse.kind.Load()
+	switch {
+	case kind == kindUnknown:
+		return
+	case c.pulse.heard.Swap(false):
+		c.pulse.asked.Store(0)
+		return
+	case c.pulse.asked.Add(1) <= pingsMax:
+		c.box.frame(func(dst []byte) []byte { return append(dst, "PING\r\n"...) })
+		return
+	}
+	c.log.Info("stale connection closed", "unanswered", pingsMax)
+	c.box.lastWord(func(dst []byte) []byte {
+		if kind == kindNATS {
+			return line.AppendNATSErr(dst, "Stale Connection")
+		}
+		return line.AppendAsyncErr(dst, errcode.New(errcode.Timeout, "nothing was heard of this client for too long", "answer PING with PONG"), "")
+	})
+	c.leave()
 }

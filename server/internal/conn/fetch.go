@@ -17,6 +17,7 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 	"github.com/trunkline-mq/trunkline/protocol/record"
 	"github.com/trunkline-mq/trunkline/server/internal/broker"
+	"github.com/trunkline-mq/trunkline/server/internal/cursor"
 	part "github.com/trunkline-mq/trunkline/server/internal/partition"
 )
 
@@ -201,7 +202,7 @@ func (f *fetch) add(topic string, id partition.ID, pos address.Position) {
 	p, err := item.topic.Partition(id)
 	if err == nil {
 		item.part = p
-		item.off, err = seek(f.conn.ctx, p, pos, address.Earliest, f.conn.pub.now)
+		item.off, err = cursor.Seek(f.conn.ctx, p, pos, address.Earliest, f.conn.pub.now)
 	}
 	if err != nil {
 		item.fault = err.Code

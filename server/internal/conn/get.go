@@ -10,6 +10,7 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 	"github.com/trunkline-mq/trunkline/protocol/record"
 	"github.com/trunkline-mq/trunkline/server/internal/broker"
+	"github.com/trunkline-mq/trunkline/server/internal/cursor"
 )
 
 // getCountDefault is how many records a GET without a count delivers, over all partitions.
@@ -41,7 +42,7 @@ func (c *conn) get(cmd *line.Command) (next string, _ *errcode.Error) {
 	if topic == nil {
 		return "", errUnknownTopic(addr.Topic)
 	}
-	cursors, err := c.cursors(topic, &addr, address.Earliest)
+	cursors, err := c.cursors(topic, &addr, address.Earliest, c.pub.now)
 	if err != nil {
 		return "", err
 	}
@@ -55,8 +56,8 @@ func (c *conn) get(cmd *line.Command) (next string, _ *errcode.Error) {
 		if i > 0 {
 			next += " "
 		}
-		p := cursors[i].part.Name
-		next += string(address.AppendAddress(nil, p.Topic, p.ID, cursors[i].next))
+		p := cursors[i].Partition().Name
+		next += string(address.AppendAddress(nil, p.Topic, p.ID, cursors[i].Offset()))
 	}
 	return next, nil
 }
@@ -102,42 +103,42 @@ func (c *conn) readAddress(field []byte) (address.Address, *errcode.Error) {
 }
 
 // cursors returns one cursor for each partition the address means, in ascending order.
-func (c *conn) cursors(t *broker.Topic, addr *address.Address, none address.PositionKind) ([]cursor, *errcode.Error) {
+func (c *conn) cursors(t *broker.Topic, addr *address.Address, none address.PositionKind, nowMS int64) ([]cursor.Cursor, *errcode.Error) {
 	first, last := addr.Partition, addr.Partition
 	if addr.Partition == partition.None {
 		first, last = 0, partition.ID(t.Meta.Partitions-1)
 	}
-	var all []cursor
+	var all []cursor.Cursor
 	for id := first; id <= last; id++ {
 		p, err := t.Partition(id)
 		if err != nil {
 			return nil, err
 		}
-		off, err := seek(c.ctx, p, addr.Position, none, c.pub.now)
+		off, err := cursor.Seek(c.ctx, p, addr.Position, none, nowMS)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, cursor{part: p, next: off})
+		all = append(all, cursor.New(p, off))
 	}
 	return all, nil
 }
 
 // deliverSome sends up to count records that are visible now.
-func (c *conn) deliverSome(f *framer, cur *cursor, count int) (int, *errcode.Error) {
-	end := cur.part.HighWatermark()
+func (c *conn) deliverSome(f *framer, cur *cursor.Cursor, count int) (int, *errcode.Error) {
+	end := cur.Partition().HighWatermark()
 	var r record.Record
 	for n := range count {
 		if !c.box.waitRoom(c.stop) {
 			return n, errcode.New(errcode.ShuttingDown, "the connection is closing", "connect again")
 		}
-		off, ok, err := cur.record(c.ctx, end, &r)
+		off, ok, err := cur.Record(c.ctx, end, &r)
 		if err != nil {
-			return n, readFailed(cur.part, err)
+			return n, cursor.ReadFailed(cur.Partition(), err)
 		}
 		if !ok {
 			return n, nil
 		}
-		c.box.frame(func(dst []byte) []byte { return f.append(dst, cur.part, off, &r) })
+		c.box.frame(func(dst []byte) []byte { return f.append(dst, cur.Partition(), off, &r) })
 	}
 	return count, nil
 }

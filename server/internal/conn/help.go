@@ -14,9 +14,9 @@ var helpTexts = []struct {
 }{
 	{line.Send, "writes one record, data to the line end; answers when it is on disk\n  SEND orders hello world\n  SEND orders#alice hello        (by key)\n  SEND orders/0 hello            (to a partition)"},
 	{line.Get, "reads records that are there; answers with where to go on (default: 10 from the start)\n  GET orders\n  GET orders/0@5 100\n  GET orders@-3"},
-	{line.Sub, "delivers records as they come, under a number of your choice; a position reads on from there\n  SUB orders 1\n  SUB orders@earliest 1"},
+	{line.Sub, "delivers records as they come, under a number of your choice; a position reads on from there;\n  * and > match tokens; what is published to live subjects comes too, shared in a group\n  SUB orders 1\n  SUB orders@earliest 1\n  SUB shop.> 2\n  SUB $jobs workers 3"},
 	{line.Unsub, "ends a subscription, at once or after max records in all\n  UNSUB 1"},
-	{line.Pub, "writes one record of exactly so many bytes, which follow on the next line\n  PUB orders 5\n  hello"},
+	{line.Pub, "writes one record of exactly so many bytes, which follow on the next line; a subject that is\n  no topic goes to whoever listens now; a reply-to gets the acknowledgement, or the answers\n  PUB orders 5\n  hello\n  PUB $jobs _INBOX.me 5\n  hello"},
 	{line.HPub, "is PUB with a NATS header block; sizes: of the block, of both\n  HPUB orders 22 27"},
 	{line.Topic, "makes, shows and removes topics\n  TOPIC CREATE orders partitions=6 retention.time=1d\n  TOPIC LIST\n  TOPIC INFO orders\n  TOPIC ALTER orders sync=interval:1s\n  TOPIC TRIM orders/0@5\n  TOPIC DELETE orders"},
 	{line.Metadata, "tells who serves which topics, as JSON\n  METADATA\n  METADATA orders"},

@@ -10,6 +10,7 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/line"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 	"github.com/trunkline-mq/trunkline/protocol/record"
+	"github.com/trunkline-mq/trunkline/server/internal/cursor"
 	part "github.com/trunkline-mq/trunkline/server/internal/partition"
 )
 
@@ -77,21 +78,21 @@ func (c *conn) offsets(cmd *line.Command) ([]byte, *errcode.Error) {
 
 func (c *conn) offset(p *part.Partition, id partition.ID, pos address.Position) offsetJSON {
 	j := offsetJSON{Partition: id, Offset: -1, LogStart: p.Log().Stats().LogStart, HighWatermark: p.HighWatermark()}
-	off, err := seek(c.ctx, p, pos, address.Latest, c.pub.now)
+	off, err := cursor.Seek(c.ctx, p, pos, address.Latest, c.pub.now)
 	if err != nil {
 		j.Error = err.Code
 		return j
 	}
 	j.Offset = off
-	cur := cursor{part: p, next: off}
+	cur := cursor.New(p, off)
 	var r record.Record
-	_, ok, readErr := cur.record(c.ctx, p.HighWatermark(), &r)
+	_, ok, readErr := cur.Record(c.ctx, p.HighWatermark(), &r)
 	var damage *lend.CorruptError
 	switch {
 	case errors.As(readErr, &damage):
 		j.Error = errcode.Corrupt
 	case readErr != nil:
-		j.Error = readFailed(p, readErr).Code
+		j.Error = cursor.ReadFailed(p, readErr).Code
 	case ok:
 		text := timeText(r.Timestamp)
 		j.Timestamp = &text

@@ -7,6 +7,7 @@ import (
 
 	"github.com/trunkline-mq/trunkline/protocol/address"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/jetstream"
 	"github.com/trunkline-mq/trunkline/protocol/line"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 	"github.com/trunkline-mq/trunkline/protocol/record"
@@ -25,6 +26,9 @@ type publisher struct {
 	spread      partition.ID
 	spreadTopic *broker.Topic
 	spreadChunk uint64
+
+	routes   map[string]route // of subjects, as long as routesAt is the broker's version
+	routesAt uint64
 
 	run     *answer // the newest place in the order of answers, if it is a run of publishes
 	runPart *part.Partition
@@ -50,46 +54,107 @@ func (c *conn) publish(cmd *line.Command) *errcode.Error {
 	if err != nil {
 		return err
 	}
+	var reply []byte
+	if len(cmd.Args) > 1 {
+		reply = cmd.Args[1]
+		if !c.opt.nats && !literalSubject(reply) {
+			return errcode.New(errcode.BadAddress, fmt.Sprintf("the reply-to %q is no subject without wildcards", clip(reply)),
+				"name the one subject that answers are to go to")
+		}
+	}
+	isLive, err := c.isLive(cmd, &addr, reply)
+	if isLive {
+		c.pub.run = nil
+		return c.publishLive(cmd, addr.Topic, reply)
+	}
+	var refusal *jetstream.Refusal
+	if err == nil {
+		c.voice.wake()
+		refusal = c.publishRecord(cmd, &addr)
+	} else {
+		refusal = refusalOf(err)
+	}
+	if refusal == nil {
+		return nil
+	}
+	if len(reply) > 0 {
+		c.refuseReply(reply, *refusal)
+		if !c.opt.verbose {
+			c.pub.run = nil
+			return nil
+		}
+	}
+	return refusal.Err
+}
+
+func refusalOf(e *errcode.Error) *jetstream.Refusal {
+	r := jetstream.Refuse(e)
+	return &r
+}
+
+// publishRecord queues a record for its partition, or refuses it. A topic is made only for a record that is whole.
+func (c *conn) publishRecord(cmd *line.Command, addr *address.Address) *jetstream.Refusal {
 	rec := &c.pub.rec
 	*rec = record.Record{Timestamp: c.pub.now, Key: addr.Key, Value: cmd.Payload, Headers: rec.Headers[:0]}
 	if rec.Value == nil {
 		rec.Value = []byte{}
 	}
 	if cmd.Verb == line.HPub {
-		if err := c.takeHeaders(cmd, &addr, rec); err != nil {
-			return err
+		if err := c.takeHeaders(cmd, addr, rec); err != nil {
+			return refusalOf(err)
+		}
+		if r, refused := jetstream.CheckHeaders(rec); refused {
+			return &r
 		}
 	}
+	to, err := c.partitionFor(addr, rec)
+	if err != nil {
+		return refusalOf(err)
+	}
+	c.queueRecord(cmd, to)
+	return nil
+}
+
+// partitionFor finds where a record goes.
+func (c *conn) partitionFor(addr *address.Address, rec *record.Record) (*part.Partition, *errcode.Error) {
 	topic, err := c.topicFor(addr.Topic)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	id := c.choose(topic, &addr, rec)
-	to, err := topic.Partition(id)
+	id, err := c.choose(topic, addr, rec)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	how := c.tells(cmd.Verb)
+	return topic.Partition(id)
+}
+
+// queueRecord adds the record to the run before it, or takes a new place in the order of answers.
+func (c *conn) queueRecord(cmd *line.Command, to *part.Partition) {
 	p := &c.pub
-	if p.run != nil && p.runPart == to && p.runTell == how && p.runVerb == cmd.Verb && to.Extend(rec, p.run) {
-		if p.run.count() {
-			return nil
-		}
-		// The run was answered while the record joined it: so is the record.
-		a := c.box.push(place{part: to, tell: how, verb: cmd.Verb})
-		c.box.mu.Lock()
-		a.timeOutLocked()
-		c.box.mu.Unlock()
-		p.run = nil
-		return nil
+	rec := &p.rec
+	at := place{part: to, tell: c.tells(cmd), verb: cmd.Verb, due: c.due(c.srv.opt.Publish)}
+	if len(cmd.Args) > 1 { // an acknowledged record is a run of its own
+		at.reply, p.run = cmd.Args[1], nil
 	}
-	a := c.box.push(place{part: to, tell: how, verb: cmd.Verb, due: c.due(c.srv.opt.Publish)})
-	p.run, p.runPart, p.runTell, p.runVerb = a, to, how, cmd.Verb
+	if p.run != nil && p.runPart == to && p.runTell == at.tell && p.runVerb == at.verb && to.Extend(rec, p.run) {
+		if !p.run.count() { // the run was answered while the record joined it: so is the record
+			a := c.box.push(at)
+			c.box.mu.Lock()
+			a.timeOutLocked()
+			c.box.mu.Unlock()
+			p.run = nil
+		}
+		return
+	}
+	a := c.box.push(at)
+	p.run, p.runPart, p.runTell, p.runVerb = a, to, at.tell, at.verb
 	if err := to.Publish(c.stop, rec, a); err != nil {
 		a.Settled(part.Outcome{N: 1, Err: err})
 		p.run = nil
 	}
-	return nil
+	if len(at.reply) > 0 {
+		p.run = nil
+	}
 }
 
 // due is when waiting for an outcome ends; never, without a timeout.
@@ -100,34 +165,92 @@ func (c *conn) due(timeout time.Duration) int64 {
 	return c.pub.now + timeout.Milliseconds()
 }
 
-// publishAddress reads the address and refuses what this version does not serve.
+// publishAddress reads the address.
 func (c *conn) publishAddress(cmd *line.Command) (address.Address, *errcode.Error) {
-	var addr address.Address
 	if c.opt.literal && cmd.Verb != line.Send {
-		addr = address.ParseLiteral(cmd.Args[0])
-	} else {
-		var err error
-		if addr, err = address.Parse(cmd.Args[0]); err == nil {
-			err = addr.ForPublish()
-		}
-		if err != nil {
-			return addr, errcode.From(err, errcode.BadAddress)
-		}
+		return address.ParseLiteral(cmd.Args[0]), nil
 	}
-	switch {
-	case len(cmd.Args) > 1:
-		return addr, errcode.New(errcode.NotSupported, "reply subjects are not offered yet", "publish without one; PING answers when the record is durable")
-	case address.HasWildcard(addr.Topic):
+	addr, err := address.Parse(cmd.Args[0])
+	if err == nil {
+		err = addr.ForPublish()
+	}
+	if err != nil {
+		return addr, errcode.From(err, errcode.BadAddress)
+	}
+	if address.HasWildcard(addr.Topic) {
 		return addr, errcode.New(errcode.BadAddress, "a record goes to one topic, not to a pattern", "name the topic")
-	case cmd.Verb != line.Send && address.IsLive(addr.Topic, c.srv.opt.Live):
-		return addr, errLive(addr.Topic)
 	}
 	return addr, nil
 }
 
+// route is what a subject was found to be.
+type route struct {
+	topic *broker.Topic // nil: no topic of that name
+	never bool          // it can be no topic
+}
+
+const (
+	// routesMax bounds what a connection remembers of subjects.
+	routesMax = 1024
+	// inboxPrefix begins the reply subjects of NATS libraries: each is used once, and none is a topic.
+	inboxPrefix = "_INBOX."
+)
+
+// isLive decides whether a publish goes to whoever listens now, or to a topic. A subject is a topic when one of that name
+// exists, or when a publish without reply-to may make it.
+func (c *conn) isLive(cmd *line.Command, addr *address.Address, reply []byte) (bool, *errcode.Error) {
+	if cmd.Verb == line.Send {
+		return false, nil
+	}
+	bare := !addr.HasKey && addr.Partition == partition.None
+	found := c.lookup(addr.Topic)
+	switch {
+	case found.never && !bare:
+		return false, errcode.New(errcode.BadAddress, fmt.Sprintf("%q is a live subject and has neither keys nor partitions", clip(addr.Topic)),
+			"publish to the bare subject, or to a topic")
+	case found.topic != nil || found.never:
+		return found.never, nil
+	case bare && (len(reply) > 0 || !c.srv.opt.AutoCreate):
+		return true, nil
+	case len(reply) > 0:
+		return false, errUnknownTopic(addr.Topic)
+	}
+	return false, nil
+}
+
+// lookup says what a subject is now. What it finds is remembered, so that live subjects need no lock of the broker.
+func (c *conn) lookup(subject []byte) route {
+	p := &c.pub
+	if v := c.broker().Version(); p.routesAt != v {
+		clear(p.routes)
+		p.routesAt, p.topic = v, nil
+	}
+	if t := p.topic; t != nil && t.Meta.Name == string(subject) {
+		return route{topic: t}
+	}
+	if r, ok := p.routes[string(subject)]; ok {
+		return r
+	}
+	if len(subject) > len(inboxPrefix) && string(subject[:len(inboxPrefix)]) == inboxPrefix {
+		return route{never: true}
+	}
+	r := route{never: address.IsLive(subject, c.srv.opt.Live)}
+	if !r.never {
+		r.topic = c.broker().Lookup(subject)
+	}
+	if len(p.routes) >= routesMax {
+		clear(p.routes)
+	}
+	if p.routes == nil {
+		p.routes = make(map[string]route)
+	}
+	p.routes[string(subject)] = r
+	return r
+}
+
 func errLive(subject []byte) *errcode.Error {
-	return errcode.New(errcode.NotSupported, fmt.Sprintf("%q is a live subject, and these are not offered yet", clip(subject)),
-		"a topic's name is tokens of letters, digits, _ and - joined by dots")
+	return errcode.New(errcode.NotSupported, fmt.Sprintf("%q is a live subject: nothing of it is stored", clip(subject)),
+		"SUB it before it is published to, or name a topic")
 }
 
 // takeHeaders reads the header block of an HPUB into rec.
@@ -147,15 +270,12 @@ func (c *conn) takeHeaders(cmd *line.Command, addr *address.Address, rec *record
 
 // topicFor finds the topic and creates it where it is missing.
 func (c *conn) topicFor(name []byte) (*broker.Topic, *errcode.Error) {
-	if t := c.pub.topic; t != nil && t.Meta.Name == string(name) {
-		select {
-		case <-t.Gone():
-		default:
-			return t, nil
-		}
-	}
-	t := c.broker().Lookup(name)
+	found := c.lookup(name)
+	t := found.topic
 	if t == nil {
+		if found.never && address.ValidTopic(string(name)) == nil {
+			return nil, errcode.New(errcode.BadName, fmt.Sprintf("%q is a live subject by subjects.live", clip(name)), "publish to it with PUB, or name a topic")
+		}
 		var err error
 		if t, err = c.broker().EnsureTopic(c.ctx, string(name)); err != nil {
 			return nil, errcode.From(err, errcode.MetadataUnavailable)
@@ -167,27 +287,29 @@ func (c *conn) topicFor(name []byte) (*broker.Topic, *errcode.Error) {
 
 // choose says which partition a record goes to: the one the address names, the one its key falls to, or, without a
 // key, the next in turn for each read from the socket.
-func (c *conn) choose(t *broker.Topic, addr *address.Address, rec *record.Record) partition.ID {
+func (c *conn) choose(t *broker.Topic, addr *address.Address, rec *record.Record) (partition.ID, *errcode.Error) {
 	switch {
 	case addr.Partition != partition.None:
-		return addr.Partition
+		return addr.Partition, nil
 	case rec.Key != nil:
-		return t.Plan.ForKey(rec.Key)
+		return t.Choose(c.ctx, rec.Key)
 	}
 	p := &c.pub
 	if p.spreadTopic != t || p.spreadChunk != p.chunk {
 		p.spread, p.spreadTopic, p.spreadChunk = t.Plan.Next(), t, p.chunk
 	}
-	return p.spread
+	return p.spread, nil
 }
 
-// tells says how the outcome of a publish by verb is told.
-func (c *conn) tells(v line.Verb) tell {
+// tells says how the outcome of a publish is told.
+func (c *conn) tells(cmd *line.Command) tell {
 	switch {
-	case c.opt.verbose && c.opt.nats && v != line.Send:
+	case c.opt.verbose && c.opt.nats && cmd.Verb != line.Send:
 		return tellAllNATS
-	case v == line.Send || c.opt.verbose:
+	case cmd.Verb == line.Send || c.opt.verbose:
 		return tellAll
+	case len(cmd.Args) > 1:
+		return tellNobody
 	case c.opt.nats:
 		return tellNATS
 	}

@@ -35,6 +35,9 @@ type conn struct {
 	poll     chan struct{} // closed to end the newest FETCH's long poll; nil when there is none
 	down     atomic.Bool   // the server is shutting down
 
+	voice voices // publishes to live subjects
+	pulse pulse
+
 	subs      subscriptions
 	tasks     sync.WaitGroup // writer and subscriptions
 	writerErr error          // set by the writer before it ends
@@ -47,6 +50,10 @@ type options struct {
 	timestamps bool // every record comes with its Timestamp
 	literal    bool // subjects are topic names and nothing else
 	nats       bool // a library that knows NATS only: errors in NATS's words
+	pedantic   bool // NATS libraries: a publish to what is no subject is told
+
+	echo         bool // live subjects: what the connection publishes comes back to its own subscriptions
+	noResponders bool // live subjects: who asks where nobody listens is told at once
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
@@ -54,11 +61,16 @@ func newConn(s *Server, nc net.Conn) *conn {
 		srv: s, nc: nc, id: s.lastID.Add(1),
 		parser: line.NewParser(s.opt.Limits),
 		box:    newOutbox(s.opt.Pending, s.opt.WriteDeadline),
-		opt:    options{verbose: true, headers: true},
+		opt:    options{verbose: true, headers: true, pedantic: true, echo: true},
 		stop:   make(chan struct{}),
 	}
 	c.log = s.opt.Logger.With("client", nc.RemoteAddr().String())
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.box.publish = c.publishAcks
+	c.pulse.heard.Store(true)
+	for i, s := range []*speaker{&c.voice.speaker, &c.voice.refusals, &c.voice.acks.speaker} {
+		s.id = c.id<<2 | uint64(i)
+	}
 	return c
 }
 
@@ -74,6 +86,7 @@ func (c *conn) run() {
 	c.box.frame(c.appendInfo)
 	reason := c.read()
 	c.halt()
+	c.subs.endAll()
 	c.say(reason)
 	c.box.finish()
 	c.tasks.Wait()
@@ -114,6 +127,7 @@ func (c *conn) read() error {
 		n, err := c.nc.Read(c.parser.Buffer())
 		c.parser.Advance(n)
 		if n > 0 {
+			c.pulse.heard.Store(true)
 			if fatal := c.handleAll(&cmd); fatal != nil || c.quit {
 				return fatal
 			}
@@ -131,7 +145,11 @@ func (c *conn) read() error {
 func (c *conn) handleAll(cmd *line.Command) error {
 	c.pub.chunk++
 	c.pub.now = time.Now().UnixMilli()
+	c.voice.patience = stallMax
+	defer c.voice.wake()
 	for {
+		c.voice.wake()
+		c.voice.pace(c.stop)
 		if !c.box.waitRoom(c.stop) {
 			return nil
 		}
@@ -161,6 +179,7 @@ func (c *conn) handle(cmd *line.Command) {
 		c.handlePublish(cmd)
 		return
 	}
+	c.voice.wake()
 	c.pub.run = nil // whatever comes next is not of the same run
 	if cmd.Err != nil {
 		c.fail(cmd, cmd.Err)
@@ -170,7 +189,7 @@ func (c *conn) handle(cmd *line.Command) {
 	case line.Ping:
 		c.box.say(func(dst []byte) []byte { return append(dst, "PONG\r\n"...) })
 	case line.Pong, line.OK, line.Err, line.Info:
-		// Nothing asks for them yet; NATS servers take them too.
+		// A PONG is a sign of life, as everything is that comes; the others NATS servers take too.
 	case line.Connect:
 		c.handleConnect(cmd)
 	case line.Sub:

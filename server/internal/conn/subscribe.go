@@ -4,14 +4,19 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/protocol/address"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	"github.com/trunkline-mq/trunkline/protocol/line"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
 	"github.com/trunkline-mq/trunkline/protocol/record"
 	"github.com/trunkline-mq/trunkline/server/internal/broker"
+	"github.com/trunkline-mq/trunkline/server/internal/cursor"
+	"github.com/trunkline-mq/trunkline/server/internal/live"
 )
 
 // subscriptions are a connection's, by sid.
@@ -20,76 +25,245 @@ type subscriptions struct {
 	all map[string]*subscription
 }
 
-// subscription feeds one SUB from the log, in a goroutine of its own that ends with UNSUB or the connection.
+// subscription is one SUB: what is published to live subjects reaches it through the router, and each topic that matches
+// is fed to it from the log, by a goroutine that ends with the topic, UNSUB or the connection.
 type subscription struct {
-	conn *conn
-	sid  []byte
-	addr address.Address // its slices are the subscription's own
-	name string
-	f    framer
-	wake chan struct{} // one element: something may have come
-	stop chan struct{} // closed by end
+	conn  *conn
+	sid   []byte
+	addr  address.Address // its slices are the subscription's own
+	name  string          // the subject, as it was subscribed to
+	group string
+	heard *live.Sub     // among those who hear live subjects; nil: the address means a topic
+	waits *live.Sub     // among those who wait for topics; nil: no topic can match
+	stop  chan struct{} // closed by end
+
+	mu    sync.Mutex
+	feeds map[string]*feed // the newest of each topic, by its name
+	over  bool             // no feed is started any more
 
 	// Guarded by conn.box.mu, so that nothing is delivered after UNSUB was answered.
-	delivered int
-	max       int // 0: without end
-	ended     bool
+	f     framer
+	quota live.Quota
+	ended bool
 }
 
-// handleSub starts a subscription: from now, or from the address's position; on a topic that does not exist yet, from
-// its first record once it does.
+// feed is a topic on its way to a subscription.
+type feed struct {
+	topic *broker.Topic
+	done  chan struct{} // closed when nothing more of it comes
+}
+
+// handleSub starts a subscription. Topics that exist are read from now on, or from the address's position; those that
+// appear later, from their first record.
 func (c *conn) handleSub(cmd *line.Command) {
 	sub, err := c.newSubscription(cmd)
-	if err != nil {
+	switch {
+	case err != nil && c.opt.nats && err.Code == errcode.BadAddress:
+		c.box.say(func(dst []byte) []byte { return line.AppendNATSErr(dst, "Invalid Subject") })
+		return
+	case err != nil:
 		c.fail(cmd, err)
 		return
 	}
-	c.subs.mu.Lock()
-	known := c.subs.all[string(sub.sid)] != nil
-	c.subs.mu.Unlock()
-	if known { // as in NATS, the first one stays
+	known, count := c.subs.find(sub.sid)
+	if known != nil { // as in NATS, the first one stays
 		c.ok()
 		return
 	}
-	// "From now" is after everything this connection published before.
-	if !c.box.waitAnswered(c.stop) {
+	if limit := c.srv.opt.Subscriptions; limit > 0 && count >= limit {
+		c.refuseSub(cmd, limit)
 		return
 	}
-	topic := c.broker().Lookup(sub.addr.Topic)
-	var cursors []cursor
-	if topic != nil {
-		if cursors, err = c.cursors(topic, &sub.addr, address.Latest); err != nil {
-			c.fail(cmd, err)
-			return
+	if err := c.subscribe(sub); err != nil {
+		c.fail(cmd, err)
+	}
+}
+
+func (c *conn) refuseSub(cmd *line.Command, limit int) {
+	if c.opt.nats {
+		c.box.say(func(dst []byte) []byte { return line.AppendNATSErr(dst, "maximum subscriptions exceeded") })
+		return
+	}
+	c.fail(cmd, errcode.New(errcode.LimitExceeded, fmt.Sprintf("the connection has %d subscriptions", limit),
+		"end one with UNSUB, or raise limits.subscriptions"))
+}
+
+// subscribe makes a subscription known and starts its feeds.
+func (c *conn) subscribe(sub *subscription) *errcode.Error {
+	topics := sub.matching()
+	if len(topics) > 0 && sub.group != "" {
+		return errGroup(topics[0].Meta.Name)
+	}
+	// "From now" is after everything this connection published before.
+	if len(topics) > 0 && !c.box.waitAnswered(c.stop) {
+		return nil
+	}
+	feeds := make([]*feed, len(topics))
+	cursors := make([][]cursor.Cursor, len(topics))
+	faults := make([]*errcode.Error, len(topics))
+	for i, t := range topics {
+		cursors[i], faults[i] = c.cursors(t, &sub.addr, address.Latest, c.pub.now)
+		if faults[i] != nil && !address.HasWildcard(sub.addr.Topic) {
+			return faults[i]
+		}
+		feeds[i] = &feed{topic: t, done: make(chan struct{})}
+		sub.feeds[t.Meta.Name] = feeds[i]
+	}
+	c.subs.put(sub)
+	if sub.waits != nil {
+		c.srv.waiting.Add(sub.waits)
+		for _, t := range sub.matching() { // what appeared meanwhile
+			sub.appear(t)
 		}
 	}
-	c.subs.mu.Lock()
-	if c.subs.all == nil {
-		c.subs.all = make(map[string]*subscription)
+	if sub.heard != nil {
+		c.srv.live.Add(sub.heard)
 	}
-	c.subs.all[string(sub.sid)] = sub
-	c.subs.mu.Unlock()
 	c.ok()
-	c.tasks.Go(func() { sub.run(topic, cursors) })
+	for i, f := range feeds {
+		if faults[i] != nil {
+			sub.async(faults[i])
+			close(f.done)
+			continue
+		}
+		sub.start(f, nil, cursors[i])
+	}
+	return nil
+}
+
+func errGroup(topic string) *errcode.Error {
+	return errcode.New(errcode.NotSupported, fmt.Sprintf("%s is a topic, and groups on topics are not offered yet", clip([]byte(topic))),
+		"subscribe without a group; every subscription gets every record")
 }
 
 func (c *conn) newSubscription(cmd *line.Command) (*subscription, *errcode.Error) {
-	switch n := len(cmd.Args); {
-	case n == 3:
-		return nil, errcode.New(errcode.NotSupported, "groups are not offered yet", "use "+line.Sub.Usage())
-	case n != 2:
+	n := len(cmd.Args)
+	if n != 2 && n != 3 {
 		return nil, errcode.New(errcode.BadArgs, fmt.Sprintf("SUB has %d arguments", n), "use "+line.Sub.Usage())
 	}
 	field := append([]byte(nil), cmd.Args[0]...) // the subscription outlives the command
-	addr, err := c.readAddress(field)
-	if err != nil {
-		return nil, err
+	var addr address.Address
+	var err error
+	if c.opt.literal {
+		addr = address.ParseLiteral(field)
+	} else if addr, err = address.Parse(field); err == nil {
+		err = addr.ForRead()
 	}
-	sid := append([]byte(nil), cmd.Args[1]...)
-	return &subscription{
-		conn: c, sid: sid, addr: addr, name: string(addr.Topic), f: framer{opt: c.opt, sid: sid},
-		wake: make(chan struct{}, 1), stop: make(chan struct{}),
-	}, nil
+	if err != nil {
+		return nil, errcode.From(err, errcode.BadAddress)
+	}
+	s := &subscription{
+		conn: c, sid: append([]byte(nil), cmd.Args[n-1]...), addr: addr, name: string(addr.Topic),
+		stop: make(chan struct{}), feeds: make(map[string]*feed),
+	}
+	s.f = framer{opt: c.opt, sid: s.sid}
+	if n == 3 {
+		s.group = string(cmd.Args[1])
+	}
+	bare := addr.Partition == partition.None && addr.Position.Kind == address.None
+	never := neverTopic(s.name, c.srv.opt.Live)
+	switch {
+	case !address.ValidSubject(s.name):
+		return nil, errcode.New(errcode.BadAddress, fmt.Sprintf("%q is no subject", clip(addr.Topic)), "join tokens with single dots; > stands last")
+	case never && !bare:
+		return nil, errcode.New(errcode.BadAddress, fmt.Sprintf("%q is a live subject and has neither partitions nor positions", clip(addr.Topic)),
+			"subscribe to the bare subject, or to a topic")
+	case !bare && s.group != "":
+		return nil, errGroup(s.name)
+	}
+	if !never {
+		s.waits = live.NewSub(live.Options{Pattern: s.name, Sink: s})
+	}
+	if bare {
+		o := live.Options{Pattern: s.name, Group: s.group, Sink: s}
+		if !c.opt.echo {
+			o.NotFrom = &c.voice.speaker
+		}
+		s.heard = live.NewSub(o)
+	}
+	return s, nil
+}
+
+// neverTopic reports whether nothing that a pattern matches can be a topic: by a token no topic's name has, or because
+// live matches all of it. Where it is in doubt it says no.
+func neverTopic(pattern string, patterns []string) bool {
+	if !address.HasWildcard(pattern) {
+		return address.IsLive([]byte(pattern), patterns)
+	}
+	tokens := strings.Split(pattern, ".")
+	for i, token := range tokens {
+		if token != "*" && token != ">" && (address.ValidTopic("x"+token) != nil || i == 0 && address.ValidTopic(token+".x") != nil) {
+			return true
+		}
+	}
+	for _, p := range patterns {
+		// As long as > is not taken for one token, a pattern that matches another's text matches what it stands for.
+		if address.Match(p, pattern) && (tokens[len(tokens)-1] != ">" || strings.HasSuffix(p, ">")) {
+			return true
+		}
+	}
+	return false
+}
+
+// matching returns the topics that the subscription is for and that exist now.
+func (s *subscription) matching() []*broker.Topic {
+	if s.waits == nil {
+		return nil
+	}
+	b := s.conn.broker()
+	if !address.HasWildcard(s.name) {
+		if t := b.Lookup(s.addr.Topic); t != nil {
+			return []*broker.Topic{t}
+		}
+		return nil
+	}
+	var found []*broker.Topic
+	for _, t := range b.Topics() {
+		if name := []byte(t.Meta.Name); address.Match(s.name, name) && !address.IsLive(name, s.conn.srv.opt.Live) {
+			found = append(found, t)
+		}
+	}
+	return found
+}
+
+// find returns the subscription of a sid, nil where there is none, and how many there are.
+func (l *subscriptions) find(sid []byte) (*subscription, int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all[string(sid)], len(l.all)
+}
+
+func (l *subscriptions) put(s *subscription) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil {
+		l.all = make(map[string]*subscription)
+	}
+	l.all[string(s.sid)] = s
+}
+
+// waitsFor returns the sid of a subscription that would get a reply, nil where there is none.
+func (l *subscriptions) waitsFor(reply []byte) []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.all {
+		if s.heard != nil && s.group == "" && address.Match(s.name, reply) {
+			return s.sid
+		}
+	}
+	return nil
+}
+
+func (l *subscriptions) endAll() {
+	l.mu.Lock()
+	all := make([]*subscription, 0, len(l.all))
+	for _, s := range l.all {
+		all = append(all, s)
+	}
+	l.mu.Unlock()
+	for _, s := range all {
+		s.end()
+	}
 }
 
 // handleUnsub ends a subscription, at once or when it has delivered max records in all. Nothing is delivered for it
@@ -108,13 +282,9 @@ func (c *conn) handleUnsub(cmd *line.Command) {
 		}
 		limit = int(n)
 	}
-	c.subs.mu.Lock()
-	sub := c.subs.all[string(cmd.Args[0])]
-	c.subs.mu.Unlock()
-	if sub != nil {
+	if sub, _ := c.subs.find(cmd.Args[0]); sub != nil {
 		c.box.mu.Lock()
-		sub.max = limit
-		over := sub.delivered >= limit
+		over := sub.quota.Limit(limit)
 		c.box.mu.Unlock()
 		if over {
 			sub.end()
@@ -125,74 +295,95 @@ func (c *conn) handleUnsub(cmd *line.Command) {
 
 // end stops the subscription and forgets it; safe to call twice.
 func (s *subscription) end() {
-	c := s.conn
-	c.box.mu.Lock()
+	s.conn.box.mu.Lock()
 	ended := s.ended
 	s.ended = true
-	c.box.mu.Unlock()
-	if ended {
-		return
+	s.conn.box.mu.Unlock()
+	if !ended {
+		s.forget()
 	}
-	close(s.stop)
-	c.subs.mu.Lock()
-	delete(c.subs.all, string(s.sid))
-	c.subs.mu.Unlock()
 }
 
-// run delivers until the subscription or the connection ends. A topic that is deleted is waited for, and read from its
-// first record when it comes back.
-func (s *subscription) run(topic *broker.Topic, cursors []cursor) {
-	for {
-		if topic == nil {
-			if topic, cursors = s.await(); topic == nil {
+// forget takes a subscription that has ended out of where it is known. It is called once.
+func (s *subscription) forget() {
+	close(s.stop)
+	s.mu.Lock()
+	s.over = true
+	s.mu.Unlock()
+	if s.heard != nil {
+		s.conn.srv.live.Remove(s.heard)
+	}
+	if s.waits != nil {
+		s.conn.srv.waiting.Remove(s.waits)
+	}
+	l := &s.conn.subs
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all[string(s.sid)] == s {
+		delete(l.all, string(s.sid))
+	}
+}
+
+// appear feeds a topic that has come to be, from its first record; once, however often it is told. A group has no share
+// in topics.
+func (s *subscription) appear(t *broker.Topic) {
+	if s.group != "" {
+		s.async(errGroup(t.Meta.Name))
+		return
+	}
+	s.mu.Lock()
+	before := s.feeds[t.Meta.Name]
+	if before != nil && before.topic.Meta.ID == t.Meta.ID {
+		s.mu.Unlock()
+		return
+	}
+	f := &feed{topic: t, done: make(chan struct{})}
+	s.feeds[t.Meta.Name] = f
+	s.mu.Unlock()
+	s.start(f, before, nil)
+}
+
+// start runs a feed, after the one before it: of a topic of the same name that is gone. Without cursors it begins at the
+// first record, or at the address's position.
+func (s *subscription) start(f, before *feed, cursors []cursor.Cursor) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return
+	}
+	s.conn.tasks.Go(func() {
+		defer close(f.done)
+		if before != nil {
+			select {
+			case <-before.done:
+			case <-s.stop:
 				return
 			}
 		}
-		if !s.follow(topic, cursors) {
-			return
-		}
-		if !s.conn.opt.nats {
-			s.async(errcode.New(errcode.TopicDeleted, fmt.Sprintf("topic %s was deleted", s.name), "the subscription waits for it to come back"))
-		}
-		topic = nil
-	}
+		s.run(f.topic, cursors)
+	})
 }
 
-// await waits for the topic to appear; nil when the subscription ends first.
-func (s *subscription) await() (*broker.Topic, []cursor) {
-	c := s.conn
-	for {
-		select {
-		case <-c.broker().Appears(s.name):
-		case <-s.stop:
-			return nil, nil
-		case <-c.stop:
-			return nil, nil
+// run delivers a topic until it is gone, or the subscription ends.
+func (s *subscription) run(topic *broker.Topic, cursors []cursor.Cursor) {
+	if cursors == nil {
+		var err *errcode.Error
+		if cursors, err = s.conn.cursors(topic, &s.addr, address.Earliest, time.Now().UnixMilli()); err != nil {
+			s.async(err)
+			return
 		}
-		topic := c.broker().Lookup([]byte(s.name))
-		if topic == nil {
-			continue // it is gone again
-		}
-		cursors, err := c.cursors(topic, &s.addr, address.Earliest)
-		if err == nil {
-			return topic, cursors
-		}
-		s.async(err)
-		select {
-		case <-topic.Gone(): // this one is of no use; wait for the next
-		case <-s.stop:
-			return nil, nil
-		case <-c.stop:
-			return nil, nil
-		}
+	}
+	if s.follow(topic, cursors) && !s.f.opt.nats {
+		s.async(errcode.New(errcode.TopicDeleted, fmt.Sprintf("topic %s was deleted", topic.Meta.Name), "the subscription waits for it to come back"))
 	}
 }
 
 // follow delivers from the cursors until the topic is gone (true) or the subscription ended (false).
-func (s *subscription) follow(topic *broker.Topic, cursors []cursor) bool {
+func (s *subscription) follow(topic *broker.Topic, cursors []cursor.Cursor) bool {
+	wake := make(chan struct{}, 1) // one element: something may have come
 	for i := range cursors {
-		cursors[i].part.Watch(s.wake)
-		defer cursors[i].part.Unwatch(s.wake)
+		cursors[i].Partition().Watch(wake)
+		defer cursors[i].Partition().Unwatch(wake)
 	}
 	for {
 		for i := range cursors {
@@ -201,7 +392,7 @@ func (s *subscription) follow(topic *broker.Topic, cursors []cursor) bool {
 			}
 		}
 		select {
-		case <-s.wake:
+		case <-wake:
 		case <-topic.Gone():
 			return true
 		case <-s.stop:
@@ -213,23 +404,23 @@ func (s *subscription) follow(topic *broker.Topic, cursors []cursor) bool {
 }
 
 // drain delivers what is visible in one partition. Damage is reported and passed over.
-func (s *subscription) drain(cur *cursor) bool {
-	end := cur.part.HighWatermark()
+func (s *subscription) drain(cur *cursor.Cursor) bool {
+	end := cur.Partition().HighWatermark()
 	var r record.Record
 	for {
 		if !s.conn.box.waitRoom(s.stop) {
 			return false
 		}
-		off, ok, err := cur.record(s.conn.ctx, end, &r)
+		off, ok, err := cur.Record(s.conn.ctx, end, &r)
 		var damage *lend.CorruptError
 		switch {
 		case s.conn.ctx.Err() != nil:
 			return false
 		case errors.As(err, &damage):
-			s.async(readFailed(cur.part, err))
-			cur.skip(s.conn.ctx)
+			s.async(cursor.ReadFailed(cur.Partition(), err))
+			cur.Skip(s.conn.ctx)
 		case err != nil:
-			s.async(readFailed(cur.part, err))
+			s.async(cursor.ReadFailed(cur.Partition(), err))
 			return true // tried again when the partition moves
 		case !ok:
 			return true
@@ -240,33 +431,35 @@ func (s *subscription) drain(cur *cursor) bool {
 }
 
 // deliver sends one record, unless the subscription has ended.
-func (s *subscription) deliver(cur *cursor, off record.Offset, r *record.Record) bool {
+func (s *subscription) deliver(cur *cursor.Cursor, off record.Offset, r *record.Record) bool {
 	b := s.conn.box
 	b.mu.Lock()
-	if s.ended {
+	if s.ended || b.shut {
 		b.mu.Unlock()
 		return false
 	}
-	b.buf = s.f.append(b.buf, cur.part, off, r)
+	_, last := s.quota.Claim()
+	s.ended = last
+	b.buf = s.f.append(b.buf, cur.Partition(), off, r)
 	b.ready.Signal()
-	s.delivered++
-	over := s.max > 0 && s.delivered >= s.max
 	b.mu.Unlock()
-	if over {
-		s.end()
+	if last {
+		s.forget()
 	}
-	return !over
+	return !last
 }
 
 // async tells the client what happened to the subscription. NATS libraries close themselves on texts they do not know,
 // so they hear it as a violation, which they hand to their error handler.
 func (s *subscription) async(e *errcode.Error) {
-	c := s.conn
-	if c.opt.nats {
-		c.box.frame(func(dst []byte) []byte {
-			return line.AppendNATSErr(dst, fmt.Sprintf("Permissions Violation for Subscription to %q (%s: %s)", s.name, e.Code, e.Text()))
-		})
+	box := s.conn.box
+	if s.f.opt.nats {
+		text := fmt.Sprintf("Permissions Violation for Subscription to %q (%s: %s)", s.name, e.Code, e.Text())
+		if s.group != "" {
+			text = fmt.Sprintf("Permissions Violation for Subscription to %q using queue %q (%s: %s)", s.name, s.group, e.Code, e.Text())
+		}
+		box.frame(func(dst []byte) []byte { return line.AppendNATSErr(dst, text) })
 		return
 	}
-	c.box.frame(func(dst []byte) []byte { return line.AppendAsyncErr(dst, e, "SUB "+s.name) })
+	box.frame(func(dst []byte) []byte { return line.AppendAsyncErr(dst, e, "SUB "+s.name) })
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/line"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 	"github.com/trunkline-mq/trunkline/server/internal/broker"
+	"github.com/trunkline-mq/trunkline/server/internal/cursor"
 	"github.com/trunkline-mq/trunkline/server/internal/setting"
 )
 
@@ -115,16 +116,31 @@ func takeSetting(arg []byte, ask *broker.NewTopic) *errcode.Error {
 		}
 		ask.Adopt = value == "true"
 		return nil
+	case key == "partitioner":
+		ask.Partitioner = value
+		return badPartitioner(value)
 	case key != "partitions":
 		return ask.Set.Set(key, value)
 	}
-	n, bad := strconv.ParseInt(value, 10, 32)
-	if bad != nil || n < 1 || n > partition.CountMax {
-		return errcode.New(errcode.BadSetting, fmt.Sprintf("partitions=%s is out of range", clip([]byte(value))),
+	ask.Partitions, err = partitionCount(value)
+	return err
+}
+
+func partitionCount(value string) (int32, *errcode.Error) {
+	n, err := strconv.ParseInt(value, 10, 32)
+	if err != nil || n < 1 || n > partition.CountMax {
+		return 0, errcode.New(errcode.BadSetting, fmt.Sprintf("partitions=%s is out of range", clip([]byte(value))),
 			fmt.Sprintf("choose 1 to %d", partition.CountMax))
 	}
-	ask.Partitions = int32(n)
-	return nil
+	return int32(n), nil
+}
+
+// badPartitioner refuses the empty name, which the broker takes for the default one; it knows the others.
+func badPartitioner(name string) *errcode.Error {
+	if name != "" {
+		return nil
+	}
+	return errcode.New(errcode.BadSetting, "partitioner= names none", "leave it out for the default one")
 }
 
 func cutSetting(arg []byte) (key, value string, _ *errcode.Error) {
@@ -140,25 +156,52 @@ func (c *conn) topicAlter(args [][]byte) (string, *errcode.Error) {
 		return "", errcode.New(errcode.BadArgs, fmt.Sprintf("TOPIC ALTER has %d arguments", len(args)), "use TOPIC ALTER <name> key=value…")
 	}
 	name := string(args[0])
-	err := c.broker().AlterTopic(c.ctx, name, func(s *setting.Topic) *errcode.Error {
-		for _, arg := range args[1:] {
-			key, value, err := cutSetting(arg)
-			if err == nil && (key == "partitions" || key == "adopt") {
-				err = errcode.New(errcode.BadSetting, key+" cannot be altered yet", "it is chosen when the topic is created")
-			}
-			if err == nil {
-				err = s.Set(key, value)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	change, fault := alteration(args[1:])
+	if fault != nil {
+		return "", fault
+	}
+	if err := c.broker().AlterTopic(c.ctx, name, change); err != nil {
 		return "", errcode.From(err, errcode.MetadataUnavailable)
 	}
 	return name, nil
+}
+
+// alteration reads the key=value fields of TOPIC ALTER.
+func alteration(args [][]byte) (a broker.Alteration, _ *errcode.Error) {
+	type change struct{ key, value string }
+	var settings []change
+	for _, arg := range args {
+		key, value, err := cutSetting(arg)
+		switch {
+		case err != nil:
+		case key == "partitions":
+			a.Partitions, err = partitionCount(value)
+		case key == "partitioner":
+			a.Partitioner, err = value, badPartitioner(value)
+		case key == "accept_reorder" && (value == "true" || value == "false"):
+			a.AcceptReorder = value == "true"
+		case key == "accept_reorder":
+			err = errcode.New(errcode.BadSetting, fmt.Sprintf("accept_reorder=%s is out of range", clip([]byte(value))), "choose true or false")
+		case key == "adopt":
+			err = errcode.New(errcode.BadSetting, "adopt cannot be altered", "it is chosen when the topic is created")
+		default:
+			settings = append(settings, change{key, value})
+		}
+		if err != nil {
+			return a, err
+		}
+	}
+	if len(settings) > 0 {
+		a.Settings = func(s *setting.Topic) *errcode.Error {
+			for _, c := range settings {
+				if err := s.Set(c.key, c.value); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	return a, nil
 }
 
 // topicTrim is TOPIC TRIM <topic>/<p>@<position>: what lies below is gone for good.
@@ -185,7 +228,7 @@ func (c *conn) topicTrim(args [][]byte) (string, *errcode.Error) {
 	if fault != nil {
 		return "", fault
 	}
-	to, fault := seek(c.ctx, p, addr.Position, address.Latest, c.pub.now)
+	to, fault := cursor.Seek(c.ctx, p, addr.Position, address.Latest, c.pub.now)
 	if fault != nil {
 		return "", fault
 	}
@@ -237,7 +280,7 @@ func (c *conn) describe(t *broker.Topic, extents bool) topicJSON {
 		Settings: t.Set.Show(),
 	}
 	j.Settings["partitions"], j.Settings["replicas"] = t.Meta.Partitions, 1
-	j.Settings["partitioner"], j.Settings["storage"] = t.Meta.Plan.Kind, broker.StorageName
+	j.Settings["partitioner"], j.Settings["storage"] = t.Meta.Plan.By(), broker.StorageName
 	for i := range t.Meta.Partitions {
 		p := partitionJSON{Partition: i, Leader: me, Epoch: int32(t.Meta.Epochs[i]), Replicas: []int{me}, ISR: []int{me}}
 		served, fault := t.Partition(partition.ID(i))

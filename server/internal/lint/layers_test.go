@@ -31,23 +31,33 @@ var layers = map[string][]string{
 
 	"plugins/internal/vfs":         {},
 	"plugins/internal/vfs/faultfs": {"plugins/internal/vfs"},
+	"plugins/internal/vfs/crashfs": {"plugins/internal/vfs"},
 	"plugins/internal/handshake":   {},
 	"plugins/storage":              {"protocol"},
 	"plugins/partitioner":          {"protocol"},
 	"plugins/metadata":             {"protocol"},
+	"plugins/metadata/history":     {"plugins/metadata"},
 
 	"plugins/storage/storagerpc":         {"plugins/storage", "protocol"},
 	"plugins/partitioner/partitionerrpc": {"plugins/partitioner", "protocol"},
 	"plugins/metadata/metadatarpc":       {"plugins/metadata", "protocol"},
 
 	// What ships is written as a third party's plugin is: contract, protocol, and a file system.
-	"plugins/storage/filelog":     {"plugins/storage", "protocol", "plugins/internal/vfs"},
-	"plugins/partitioner/murmur2": {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
-	"plugins/metadata/embedded":   {"plugins/metadata", "protocol", "plugins/internal/vfs"},
+	"plugins/storage/filelog":        {"plugins/storage", "protocol", "plugins/internal/vfs"},
+	"plugins/partitioner/crc32":      {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
+	"plugins/partitioner/fnv1a":      {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
+	"plugins/partitioner/jump":       {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
+	"plugins/partitioner/murmur2":    {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
+	"plugins/partitioner/roundrobin": {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
+	"plugins/partitioner/sticky":     {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
+	"plugins/metadata/embedded":      {"plugins/metadata", "protocol", "plugins/internal/vfs"},
+	"plugins/metadata/zookeeper":     {"plugins/metadata", "protocol", "plugins/internal/vfs"},
 
 	"plugins/storage/storagetest":         {"plugins/storage", "protocol", "plugins/internal/vfs"},
 	"plugins/partitioner/partitionertest": {"plugins/partitioner", "protocol"},
 	"plugins/metadata/metadatatest":       {"plugins/metadata", "protocol"},
+	// It runs servers and knows no client; tests of the whole server use it, too.
+	"plugins/metadata/zookeeper/zookeepertest": {},
 
 	"plugins/storage/lend": {"plugins/storage", "plugins/internal/vfs", "protocol"},
 	"plugins/host":         {"plugins/internal/handshake"},
@@ -76,7 +86,9 @@ var layers = map[string][]string{
 }
 
 // implementations are reached through their contract by everyone but who composes.
-var implementations = []string{"plugins/storage/filelog", "plugins/partitioner/murmur2", "plugins/metadata/embedded"}
+var implementations = []string{"plugins/storage/filelog", "plugins/partitioner/crc32", "plugins/partitioner/fnv1a", "plugins/partitioner/jump",
+	"plugins/partitioner/murmur2", "plugins/partitioner/roundrobin", "plugins/partitioner/sticky", "plugins/metadata/embedded",
+	"plugins/metadata/zookeeper"}
 
 // knows says which packages may import a module, beside tests. An entry ending in * is a beginning, one beginning with *
 // an end.
@@ -93,6 +105,7 @@ var knows = map[string][]string{
 	"google.golang.org/protobuf":            {"*rpc", "plugins/host", "plugins/sdk", "protocol/pluginpb/*"},
 	module + "protocol/pluginpb":            {"*rpc"},
 	module + "plugins/internal/vfs/faultfs": {"plugins/storage/storagetest"},
+	module + "plugins/internal/vfs/crashfs": {},
 }
 
 // impure are the packages that reach the world outside, which protocol must not.

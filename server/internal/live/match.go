@@ -39,21 +39,21 @@ func (m *matches) reset() {
 
 // insert puts s at its pattern's node.
 func (n *node) insert(s *Sub) {
-	rest, more := s.opt.Pattern, true
+	rest, more := s.pattern, true
 	for more {
 		var token string
 		token, rest, more = cutToken(rest)
 		n = n.child(token, !more)
 	}
 	s.at = n
-	if s.opt.Group == "" {
+	if s.group == "" {
 		s.index = len(n.plain)
 		n.plain = append(n.plain, s)
 		return
 	}
-	g := n.group(s.opt.Group)
+	g := n.group(s.group)
 	if g == nil {
-		g = &group{name: s.opt.Group}
+		g = &group{name: s.group}
 		n.groups = append(n.groups, g)
 	}
 	s.index = len(g.members)
@@ -95,10 +95,10 @@ func (n *node) group(name string) *group {
 
 // remove takes s out, and the nodes that are of no use without it.
 func (n *node) remove(s *Sub) {
-	if s.opt.Group == "" {
+	if s.group == "" {
 		n.plain = drop(n.plain, s)
 	} else {
-		g := n.group(s.opt.Group)
+		g := n.group(s.group)
 		if g.members = drop(g.members, s); len(g.members) == 0 {
 			n.groups = slices.DeleteFunc(n.groups, func(x *group) bool { return x == g })
 		}
@@ -166,16 +166,16 @@ func (m *matches) sortGroups() {
 	}
 	slices.SortStableFunc(m.members, func(a, b *Sub) int {
 		switch {
-		case a.opt.Group < b.opt.Group:
+		case a.group < b.group:
 			return -1
-		case a.opt.Group > b.opt.Group:
+		case a.group > b.group:
 			return 1
 		}
 		return 0
 	})
 	m.groups = m.groups[:0]
 	for i, s := range m.members {
-		if i == 0 || s.opt.Group != m.members[i-1].opt.Group {
+		if i == 0 || s.group != m.members[i-1].group {
 			m.groups = append(m.groups, span{i, i})
 		}
 		m.groups[len(m.groups)-1].to = i + 1

@@ -40,16 +40,22 @@ type Options struct {
 
 // Sub is one subscription.
 type Sub struct {
-	opt Options
+	pattern, group string
+	notFrom        any
+	// sink is nil once the subscription was removed, so that what publishers remember does not keep it in memory.
+	sink atomic.Pointer[Sink]
+
 	// Guarded by the Router's mu.
 	at    *node // nil: not in the trie
 	index int   // in at's plain, or in its group's members
-
-	removed atomic.Bool
 }
 
 // NewSub returns a subscription that is in no router yet.
-func NewSub(o Options) *Sub { return &Sub{opt: o} }
+func NewSub(o Options) *Sub {
+	s := &Sub{pattern: o.Pattern, group: o.Group, notFrom: o.NotFrom}
+	s.sink.Store(&o.Sink)
+	return s
+}
 
 // Router finds the subscriptions of a subject. Its methods are safe for concurrent use.
 type Router struct {
@@ -70,7 +76,7 @@ func (r *Router) Len() int { return int(r.count.Load()) }
 func (r *Router) Add(s *Sub) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s.removed.Load() {
+	if s.sink.Load() == nil {
 		return
 	}
 	r.root.insert(s)
@@ -81,7 +87,7 @@ func (r *Router) Add(s *Sub) {
 // Remove ends a subscription. A publish that is under way may still reach it. It is safe to call twice, or for a Sub
 // that was never added.
 func (r *Router) Remove(s *Sub) {
-	if s.removed.Swap(true) {
+	if s.sink.Swap(nil) == nil {
 		return
 	}
 	r.mu.Lock()
@@ -151,11 +157,12 @@ func (r *Router) PublishOnce(c *Cache, m *Message) int {
 func (r *Router) Visit(subject []byte, f func(s Sink)) {
 	var m matches
 	r.find(subject, &m)
-	for _, s := range m.plain {
-		f(s.opt.Sink)
-	}
-	for _, s := range m.members {
-		f(s.opt.Sink)
+	for _, list := range [2][]*Sub{m.plain, m.members} {
+		for _, s := range list {
+			if sink := s.sink.Load(); sink != nil {
+				f(*sink)
+			}
+		}
 	}
 }
 
@@ -191,10 +198,11 @@ func (m *matches) deliver(msg *Message) int {
 }
 
 func (s *Sub) deliver(m *Message) bool {
-	if s.removed.Load() || s.opt.NotFrom != nil && s.opt.NotFrom == m.From {
+	sink := s.sink.Load()
+	if sink == nil || s.notFrom != nil && s.notFrom == m.From {
 		return false
 	}
-	return s.opt.Sink.Deliver(m)
+	return (*sink).Deliver(m)
 }
 
 // cutToken takes the first token off a pattern.

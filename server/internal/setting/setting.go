@@ -75,7 +75,10 @@ func rules() []rule {
 }
 
 // later are the settings of the protocol that this version does not have. They are refused, not ignored.
-var later = []string{"replicas", "min.insync", "partitioner", "storage"}
+var later = []string{"replicas", "min.insync", "storage"}
+
+// elsewhere are the settings that are no part of Topic: they say what the topic is made of.
+var elsewhere = []string{"partitioner", "partitions"}
 
 // Set changes one setting. BAD_SETTING says what it may be.
 func (t *Topic) Set(key, value string) *errcode.Error {
@@ -95,6 +98,7 @@ func (t *Topic) Set(key, value string) *errcode.Error {
 			return errcode.New(errcode.BadSetting, "setting "+key+" is not offered yet", "leave it out")
 		}
 	}
+	keys = append(keys, elsewhere...)
 	sort.Strings(keys)
 	return errcode.New(errcode.BadSetting, fmt.Sprintf("setting %q is unknown", clip(key)), "there are "+strings.Join(keys, ", "))
 }

@@ -21,10 +21,10 @@ func TestKilledPluginLosesNothingAndRefusesNothing(t *testing.T) {
 	if got := c.Ask("TOPIC CREATE load partitions=6"); got != "+OK load" {
 		t.Fatal(got)
 	}
-	l := startLoad(t, s, "load")
+	l := harness.StartLoad(t, s, "load", harness.LoadOptions{})
 	for round := range 3 {
 		for _, kind := range []string{"storage", "metadata", "partitioner"} {
-			l.waitMore(500)
+			l.WaitMore(500)
 			pid := s.Plugins()[kind]
 			if pid == 0 {
 				t.Fatalf("no %s plugin is running", kind)
@@ -32,7 +32,7 @@ func TestKilledPluginLosesNothingAndRefusesNothing(t *testing.T) {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
-			l.waitMore(500)
+			l.WaitMore(500)
 			harness.Eventually(t, kind+" is back", func() bool { p := s.Plugins()[kind]; return p != 0 && p != pid })
 			// What needs the plugin waits for it, and works.
 			name := fmt.Sprintf("made-%d-%s", round, kind)
@@ -41,33 +41,35 @@ func TestKilledPluginLosesNothingAndRefusesNothing(t *testing.T) {
 			}
 		}
 	}
-	l.end()
-	if l.failures > 0 || l.unknown > 0 {
-		t.Errorf("%d publishes refused, %d without outcome; none of them needed a plugin", l.failures, l.unknown)
+	h := l.End()
+	if len(h.Refused) > 0 || h.Unknown > 0 {
+		t.Errorf("%s; none of them needed a plugin", h)
 	}
-	l.check(s, 6)
+	h.Check(t, s, 6)
 	s.Kill()
 	s.Restart()
-	l.check(s, 6)
+	h.Check(t, s, 6)
+	t.Log(h)
 }
 
 func TestStoppedPluginIsReplacedWhileProducersGoOn(t *testing.T) {
 	s := harness.Start(t)
-	l := startLoad(t, s, "load")
+	l := harness.StartLoad(t, s, "load", harness.LoadOptions{})
 	for _, kind := range []string{"storage", "metadata", "partitioner"} {
-		l.waitMore(200)
+		l.WaitMore(200)
 		pid := s.Plugins()[kind]
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 		harness.Eventually(t, "hung "+kind+" is replaced", func() bool { p := s.Plugins()[kind]; return p != 0 && p != pid })
-		l.waitMore(200)
+		l.WaitMore(200)
 	}
-	l.end()
-	if l.failures > 0 || l.unknown > 0 {
-		t.Errorf("%d publishes refused, %d without outcome", l.failures, l.unknown)
+	h := l.End()
+	if len(h.Refused) > 0 || h.Unknown > 0 {
+		t.Errorf("%s; none of them needed a plugin", h)
 	}
-	l.check(s, 1)
+	h.Check(t, s, 1)
+	t.Log(h)
 }
 
 func TestKilledServerLosesNothingAcknowledged(t *testing.T) {
@@ -75,33 +77,16 @@ func TestKilledServerLosesNothingAcknowledged(t *testing.T) {
 	if got := s.Dial().Ask("TOPIC CREATE load partitions=3"); got != "+OK load" {
 		t.Fatal(got)
 	}
-	for range 5 {
-		l := startLoad(t, s, "load")
-		l.waitMore(1000)
+	h := harness.NewHistory("load")
+	for life := range 5 {
+		l := harness.StartLoad(t, s, "load", harness.LoadOptions{Name: fmt.Sprintf("%d.", life)})
+		l.WaitMore(1000)
 		s.Kill()
-		l.end()
+		h.Add(l.End())
 		s.Restart()
-		l.checkAcked(s)
+		h.Check(t, s, 3)
 	}
-}
-
-// checkAcked is check for a topic that holds earlier loads too.
-func (l *load) checkAcked(s *harness.Server) {
-	l.t.Helper()
-	found := 0
-	for p := range 3 {
-		readAll(s, fmt.Sprintf("%s/%d", l.topic, p), func(addr, text string) {
-			if want, ok := l.acked[addr]; ok {
-				found++
-				if want != text {
-					l.t.Errorf("%s holds %q, acknowledged was %q", addr, text, want)
-				}
-			}
-		})
-	}
-	if found != len(l.acked) {
-		l.t.Errorf("%d of %d acknowledged records are there", found, len(l.acked))
-	}
+	t.Log(h)
 }
 
 func TestPluginsDieWithTheServer(t *testing.T) {

@@ -55,6 +55,9 @@ func Main(m *testing.M) int {
 	return m.Run()
 }
 
+// Race reports whether the binaries that Main builds are built with the race detector, which takes memory of its own.
+func Race() bool { return raceDetector }
+
 // Binary is the path of one of the binaries: "trunkline-server" or "trunkline".
 func Binary(name string) string { return filepath.Join(os.Getenv(binEnv), name) }
 
@@ -64,6 +67,7 @@ type Server struct {
 	Data   string
 	Client string // HOST:PORT
 	HTTP   string
+	env    []string // beside the test's own
 	args   []string
 	cmd    *exec.Cmd
 	exited chan struct{}
@@ -78,6 +82,15 @@ type Server struct {
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	return StartOn(t, t.TempDir(), args...)
+}
+
+// StartIn is Start with more in the environment, as KEY=VALUE.
+func StartIn(t testing.TB, env []string, args ...string) *Server {
+	t.Helper()
+	s := &Server{t: t, Data: t.TempDir(), env: env, args: args}
+	s.Restart()
+	t.Cleanup(s.Kill)
+	return s
 }
 
 // StartOn is Start on a data directory of the caller's.
@@ -103,6 +116,7 @@ func (s *Server) Restart() {
 func (s *Server) Launch() error {
 	args := append([]string{"--data", s.Data, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"}, s.args...)
 	s.cmd = exec.Command(Binary("trunkline-server"), args...)
+	s.cmd.Env = append(os.Environ(), s.env...)
 	pipe, err := s.cmd.StderrPipe()
 	if err != nil {
 		return err

@@ -218,6 +218,157 @@ func (x *PlanResponse) GetPartitions() int32 {
 	return 0
 }
 
+// AssignRequest is the keys of one write.
+type AssignRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this request, chosen by the caller; the answer repeats it.
+	Id         uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Topic      string `protobuf:"bytes,2,opt,name=topic,proto3" json:"topic,omitempty"`
+	Partitions int32  `protobuf:"varint,3,opt,name=partitions,proto3" json:"partitions,omitempty"`
+	// All keys, one after the other.
+	Keys []byte `protobuf:"bytes,4,opt,name=keys,proto3" json:"keys,omitempty"`
+	// How long each key is.
+	Lengths       []uint32 `protobuf:"varint,5,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignRequest) Reset() {
+	*x = AssignRequest{}
+	mi := &file_protocol_pluginpb_partitioner_v1_partitioner_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignRequest) ProtoMessage() {}
+
+func (x *AssignRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_partitioner_v1_partitioner_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignRequest.ProtoReflect.Descriptor instead.
+func (*AssignRequest) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_partitioner_v1_partitioner_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AssignRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AssignRequest) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *AssignRequest) GetPartitions() int32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return 0
+}
+
+func (x *AssignRequest) GetKeys() []byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *AssignRequest) GetLengths() []uint32 {
+	if x != nil {
+		return x.Lengths
+	}
+	return nil
+}
+
+// AssignResponse has one partition for each key, in their order, or an error and none.
+type AssignResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Id         uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Partitions []uint32               `protobuf:"varint,2,rep,packed,name=partitions,proto3" json:"partitions,omitempty"`
+	// Why there is no answer; empty where there is one.
+	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// The error is that time ran out.
+	Late          bool `protobuf:"varint,4,opt,name=late,proto3" json:"late,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignResponse) Reset() {
+	*x = AssignResponse{}
+	mi := &file_protocol_pluginpb_partitioner_v1_partitioner_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignResponse) ProtoMessage() {}
+
+func (x *AssignResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_partitioner_v1_partitioner_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignResponse.ProtoReflect.Descriptor instead.
+func (*AssignResponse) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_partitioner_v1_partitioner_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AssignResponse) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AssignResponse) GetPartitions() []uint32 {
+	if x != nil {
+		return x.Partitions
+	}
+	return nil
+}
+
+func (x *AssignResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *AssignResponse) GetLate() bool {
+	if x != nil {
+		return x.Late
+	}
+	return false
+}
+
 var File_protocol_pluginpb_partitioner_v1_partitioner_proto protoreflect.FileDescriptor
 
 const file_protocol_pluginpb_partitioner_v1_partitioner_proto_rawDesc = "" +
@@ -236,10 +387,26 @@ const file_protocol_pluginpb_partitioner_v1_partitioner_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1e\n" +
 	"\n" +
 	"partitions\x18\x02 \x01(\x05R\n" +
-	"partitions2\xc7\x01\n" +
+	"partitions\"\x83\x01\n" +
+	"\rAssignRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05topic\x18\x02 \x01(\tR\x05topic\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x03 \x01(\x05R\n" +
+	"partitions\x12\x12\n" +
+	"\x04keys\x18\x04 \x01(\fR\x04keys\x12\x18\n" +
+	"\alengths\x18\x05 \x03(\rR\alengths\"j\n" +
+	"\x0eAssignResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1e\n" +
+	"\n" +
+	"partitions\x18\x02 \x03(\rR\n" +
+	"partitions\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x12\n" +
+	"\x04late\x18\x04 \x01(\bR\x04late2\xa8\x02\n" +
 	"\vPartitioner\x12a\n" +
 	"\bDescribe\x12).trunkline.partitioner.v1.DescribeRequest\x1a*.trunkline.partitioner.v1.DescribeResponse\x12U\n" +
-	"\x04Plan\x12%.trunkline.partitioner.v1.PlanRequest\x1a&.trunkline.partitioner.v1.PlanResponseBRZPgithub.com/trunkline-mq/trunkline/protocol/pluginpb/partitioner/v1;partitionerpbb\x06proto3"
+	"\x04Plan\x12%.trunkline.partitioner.v1.PlanRequest\x1a&.trunkline.partitioner.v1.PlanResponse\x12_\n" +
+	"\x06Assign\x12'.trunkline.partitioner.v1.AssignRequest\x1a(.trunkline.partitioner.v1.AssignResponse(\x010\x01BRZPgithub.com/trunkline-mq/trunkline/protocol/pluginpb/partitioner/v1;partitionerpbb\x06proto3"
 
 var (
 	file_protocol_pluginpb_partitioner_v1_partitioner_proto_rawDescOnce sync.Once
@@ -253,20 +420,24 @@ func file_protocol_pluginpb_partitioner_v1_partitioner_proto_rawDescGZIP() []byt
 	return file_protocol_pluginpb_partitioner_v1_partitioner_proto_rawDescData
 }
 
-var file_protocol_pluginpb_partitioner_v1_partitioner_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_protocol_pluginpb_partitioner_v1_partitioner_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_protocol_pluginpb_partitioner_v1_partitioner_proto_goTypes = []any{
 	(*DescribeRequest)(nil),  // 0: trunkline.partitioner.v1.DescribeRequest
 	(*DescribeResponse)(nil), // 1: trunkline.partitioner.v1.DescribeResponse
 	(*PlanRequest)(nil),      // 2: trunkline.partitioner.v1.PlanRequest
 	(*PlanResponse)(nil),     // 3: trunkline.partitioner.v1.PlanResponse
+	(*AssignRequest)(nil),    // 4: trunkline.partitioner.v1.AssignRequest
+	(*AssignResponse)(nil),   // 5: trunkline.partitioner.v1.AssignResponse
 }
 var file_protocol_pluginpb_partitioner_v1_partitioner_proto_depIdxs = []int32{
 	0, // 0: trunkline.partitioner.v1.Partitioner.Describe:input_type -> trunkline.partitioner.v1.DescribeRequest
 	2, // 1: trunkline.partitioner.v1.Partitioner.Plan:input_type -> trunkline.partitioner.v1.PlanRequest
-	1, // 2: trunkline.partitioner.v1.Partitioner.Describe:output_type -> trunkline.partitioner.v1.DescribeResponse
-	3, // 3: trunkline.partitioner.v1.Partitioner.Plan:output_type -> trunkline.partitioner.v1.PlanResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	4, // 2: trunkline.partitioner.v1.Partitioner.Assign:input_type -> trunkline.partitioner.v1.AssignRequest
+	1, // 3: trunkline.partitioner.v1.Partitioner.Describe:output_type -> trunkline.partitioner.v1.DescribeResponse
+	3, // 4: trunkline.partitioner.v1.Partitioner.Plan:output_type -> trunkline.partitioner.v1.PlanResponse
+	5, // 5: trunkline.partitioner.v1.Partitioner.Assign:output_type -> trunkline.partitioner.v1.AssignResponse
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -283,7 +454,7 @@ func file_protocol_pluginpb_partitioner_v1_partitioner_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocol_pluginpb_partitioner_v1_partitioner_proto_rawDesc), len(file_protocol_pluginpb_partitioner_v1_partitioner_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

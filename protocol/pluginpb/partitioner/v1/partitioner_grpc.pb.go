@@ -24,6 +24,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Partitioner_Describe_FullMethodName = "/trunkline.partitioner.v1.Partitioner/Describe"
 	Partitioner_Plan_FullMethodName     = "/trunkline.partitioner.v1.Partitioner/Plan"
+	Partitioner_Assign_FullMethodName   = "/trunkline.partitioner.v1.Partitioner/Assign"
 )
 
 // PartitionerClient is the client API for Partitioner service.
@@ -34,6 +35,9 @@ const (
 type PartitionerClient interface {
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
 	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (*PlanResponse, error)
+	// Assign chooses for many keys at once. A stream carries many requests, several at a time; each is answered once, in
+	// any order. A plugin whose plans are never of kind "called" answers UNIMPLEMENTED.
+	Assign(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AssignRequest, AssignResponse], error)
 }
 
 type partitionerClient struct {
@@ -64,6 +68,19 @@ func (c *partitionerClient) Plan(ctx context.Context, in *PlanRequest, opts ...g
 	return out, nil
 }
 
+func (c *partitionerClient) Assign(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AssignRequest, AssignResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Partitioner_ServiceDesc.Streams[0], Partitioner_Assign_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AssignRequest, AssignResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Partitioner_AssignClient = grpc.BidiStreamingClient[AssignRequest, AssignResponse]
+
 // PartitionerServer is the server API for Partitioner service.
 // All implementations must embed UnimplementedPartitionerServer
 // for forward compatibility.
@@ -72,6 +89,9 @@ func (c *partitionerClient) Plan(ctx context.Context, in *PlanRequest, opts ...g
 type PartitionerServer interface {
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
 	Plan(context.Context, *PlanRequest) (*PlanResponse, error)
+	// Assign chooses for many keys at once. A stream carries many requests, several at a time; each is answered once, in
+	// any order. A plugin whose plans are never of kind "called" answers UNIMPLEMENTED.
+	Assign(grpc.BidiStreamingServer[AssignRequest, AssignResponse]) error
 	mustEmbedUnimplementedPartitionerServer()
 }
 
@@ -87,6 +107,9 @@ func (UnimplementedPartitionerServer) Describe(context.Context, *DescribeRequest
 }
 func (UnimplementedPartitionerServer) Plan(context.Context, *PlanRequest) (*PlanResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Plan not implemented")
+}
+func (UnimplementedPartitionerServer) Assign(grpc.BidiStreamingServer[AssignRequest, AssignResponse]) error {
+	return status.Error(codes.Unimplemented, "method Assign not implemented")
 }
 func (UnimplementedPartitionerServer) mustEmbedUnimplementedPartitionerServer() {}
 func (UnimplementedPartitionerServer) testEmbeddedByValue()                     {}
@@ -145,6 +168,13 @@ func _Partitioner_Plan_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Partitioner_Assign_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(PartitionerServer).Assign(&grpc.GenericServerStream[AssignRequest, AssignResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Partitioner_AssignServer = grpc.BidiStreamingServer[AssignRequest, AssignResponse]
+
 // Partitioner_ServiceDesc is the grpc.ServiceDesc for Partitioner service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -161,6 +191,13 @@ var Partitioner_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Partitioner_Plan_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Assign",
+			Handler:       _Partitioner_Assign_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "protocol/pluginpb/partitioner/v1/partitioner.proto",
 }

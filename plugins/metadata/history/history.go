@@ -1,7 +1,13 @@
-package embedded
+// Package history is what happened lately in a metadata store, kept in memory for watchers: a help for implementations
+// of the contract. The store calls Add with each commit once it is durable, in order of revisions, and Watch makes its
+// watchers.
+//
+// It assumes that it is told of every commit, or of the gap (Reset). It stores nothing.
+package history
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -18,8 +24,11 @@ const (
 	nextEventsMax = 512
 )
 
-// history is what happened lately, for watchers.
-type history struct {
+// ErrClosed says that the history or the watch was closed.
+var ErrClosed = errors.New("metadata store or watch is closed")
+
+// History is what happened lately. It is safe for concurrent use, but Add and Reset want one caller.
+type History struct {
 	mu     sync.Mutex
 	events []metadata.Event // ascending by revision, keys ascending within one
 	bytes  int              // of keys and values in events
@@ -31,12 +40,13 @@ type history struct {
 	closed  bool
 }
 
-func newHistory(revision metadata.Revision) *history {
-	return &history{floor: revision, current: revision, changed: make(chan struct{})}
+// New returns a history that begins after revision.
+func New(revision metadata.Revision) *History {
+	return &History{floor: revision, current: revision, changed: make(chan struct{})}
 }
 
-// add takes the events of one commit, which is durable, and wakes watchers. Calls come in the order of revisions.
-func (h *history) add(revision metadata.Revision, events []metadata.Event) {
+// Add takes the events of one commit, which is durable, and wakes watchers. Calls come in the order of revisions.
+func (h *History) Add(revision metadata.Revision, events []metadata.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, ev := range events {
@@ -49,7 +59,7 @@ func (h *history) add(revision metadata.Revision, events []metadata.Event) {
 }
 
 // trimLocked drops whole commits from the front, but never the newest one: whoever waits gets it.
-func (h *history) trimLocked() {
+func (h *History) trimLocked() {
 	drop := 0
 	for (len(h.events)-drop > historyEventsMax || h.bytes > historyBytesMax) && h.events[drop].Revision < h.current {
 		h.floor = h.events[drop].Revision
@@ -63,12 +73,23 @@ func (h *history) trimLocked() {
 	}
 }
 
-func (h *history) wakeLocked() {
+func (h *History) wakeLocked() {
 	close(h.changed)
 	h.changed = make(chan struct{})
 }
 
-func (h *history) close() {
+// Reset begins again after revision, because commits before it are not known: who waits for one of them is told to list
+// again.
+func (h *History) Reset(revision metadata.Revision) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.events, h.bytes = nil, 0
+	h.floor, h.current = revision, revision
+	h.wakeLocked()
+}
+
+// Close ends all watches. It is safe to call twice.
+func (h *History) Close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.closed {
@@ -77,7 +98,8 @@ func (h *history) close() {
 	}
 }
 
-func (h *history) watch(prefix string, after metadata.Revision) (metadata.Watcher, error) {
+// Watch returns a watcher of what happens below prefix above after; ErrCompacted when that is not all known.
+func (h *History) Watch(prefix string, after metadata.Revision) (metadata.Watcher, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -91,7 +113,7 @@ func (h *history) watch(prefix string, after metadata.Revision) (metadata.Watche
 
 // hasLocked says whether everything above after is here. A revision that was never reached is of another store: that,
 // too, is cured by listing again.
-func (h *history) hasLocked(after metadata.Revision) error {
+func (h *History) hasLocked(after metadata.Revision) error {
 	if after < h.floor || after > h.current {
 		return fmt.Errorf("%w: revision %d is not in [%d, %d]", metadata.ErrCompacted, after, h.floor, h.current)
 	}
@@ -100,7 +122,7 @@ func (h *history) hasLocked(after metadata.Revision) error {
 
 // since returns events below prefix above after, and up to which revision they go; or a channel that is closed when
 // there may be more.
-func (h *history) since(prefix string, after metadata.Revision) ([]metadata.Event, metadata.Revision, <-chan struct{}, error) {
+func (h *History) since(prefix string, after metadata.Revision) ([]metadata.Event, metadata.Revision, <-chan struct{}, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -128,7 +150,7 @@ func (h *history) since(prefix string, after metadata.Revision) ([]metadata.Even
 
 // watcher reads the history from a revision on.
 type watcher struct {
-	history *history
+	history *History
 	prefix  string
 	once    sync.Once
 	done    chan struct{}

@@ -1,0 +1,212 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/plugins/host"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/partitionerrpc"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	plan "github.com/trunkline-mq/trunkline/protocol/partition"
+)
+
+// defaultPartitioner is the one of a topic that names none. It always runs; the others run from when a topic first
+// wants them.
+const defaultPartitioner = "murmur2"
+
+// shippedPartitioners are those that live in the server's binary.
+func shippedPartitioners() []string {
+	return []string{"crc32", "fnv1a", "jump", defaultPartitioner, "roundrobin", "sticky"}
+}
+
+// lenders are the partitioner plugins that run, by name.
+type lenders struct {
+	mu  sync.Mutex
+	all map[string]*lender
+}
+
+// lender is one partitioner plugin and who supervises it.
+type lender struct {
+	name   string
+	broker *Broker
+	up     current[lending]
+	late   atomic.Int32 // calls in a row that were not answered in time
+
+	mu    sync.Mutex
+	sup   *host.Supervisor // the newest
+	fault error            // why the first start of the newest did not work
+}
+
+// lending is a running instance of a partitioner.
+type lending struct {
+	client *partitionerrpc.Client
+	inst   *host.Instance
+}
+
+const (
+	// startAgainMin and startAgainMax bound the pause between tries to start a partitioner that did not start at all; once
+	// it has been up, its supervisor restarts it.
+	startAgainMin = 500 * time.Millisecond
+	startAgainMax = 30 * time.Second
+	// lateMax is how many late answers in a row show that a plugin hangs: its heartbeat may be well, since that asks
+	// another part of it.
+	lateMax = 20
+)
+
+// lender returns the partitioner of that name, which is started if it does not run yet, and need not be up.
+func (b *Broker) lender(name string) (*lender, *errcode.Error) {
+	if !slices.Contains(shippedPartitioners(), name) {
+		return nil, errcode.New(errcode.BadSetting, fmt.Sprintf("there is no partitioner %q", name[:min(len(name), 64)]),
+			"choose "+strings.Join(shippedPartitioners(), ", "))
+	}
+	b.lenders.mu.Lock()
+	defer b.lenders.mu.Unlock()
+	l := b.lenders.all[name]
+	if l == nil {
+		l = b.newLenderLocked(name)
+		b.spawn(l.keep)
+	}
+	return l, nil
+}
+
+func (b *Broker) newLenderLocked(name string) *lender {
+	l := &lender{name: name, broker: b}
+	l.renew()
+	b.lenders.all[name] = l
+	return l
+}
+
+// renew makes a supervisor that has not started anything.
+func (l *lender) renew() *host.Supervisor {
+	sup := l.broker.supervise("partitioner", l.name, host.Spec{
+		OnUp: func(ctx context.Context, inst *host.Instance) error {
+			up := lending{client: partitionerrpc.NewClient(inst.Conn()), inst: inst}
+			if _, err := up.client.Describe(ctx); err != nil {
+				return errors.Join(err, up.client.Close())
+			}
+			l.late.Store(0)
+			l.up.set(up)
+			return nil
+		},
+		OnDown: func(error) {
+			if up, ok := l.up.clear(); ok {
+				_ = up.client.Close() // never fails
+			}
+		},
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sup, l.fault = sup, nil
+	return sup
+}
+
+// keep runs the plugin until ctx ends.
+func (l *lender) keep(ctx context.Context) error {
+	sup, pause := l.supervisor(), startAgainMin
+	for {
+		err := sup.Start(ctx)
+		if err == nil {
+			return sup.Run(ctx)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		l.broker.log.Warn("partitioner did not start; tried again", "name", l.name, "err", err)
+		l.mu.Lock()
+		l.fault = err
+		l.mu.Unlock()
+		again := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			again.Stop()
+			return nil
+		case <-again.C:
+		}
+		pause = min(2*pause, startAgainMax)
+		sup = l.renew()
+	}
+}
+
+func (l *lender) supervisor() *host.Supervisor {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sup
+}
+
+// get waits for the plugin until ctx ends, and then says why it is not up where that is known.
+func (l *lender) get(ctx context.Context) (lending, error) {
+	up, err := l.up.get(ctx)
+	if err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.fault != nil {
+			return up, l.fault
+		}
+	}
+	return up, err
+}
+
+// assignTries is how often a write's keys are asked for before it is refused. On a machine under load an answer may be
+// late with nothing wrong, and asking twice does no harm: the answer is the same.
+const assignTries = 2
+
+// assign asks the plugin for partitions. A plugin that is late again and again is killed; its successor may do better.
+func (l *lender) assign(ctx context.Context, r partitioner.AssignRequest, to []plan.ID) error {
+	var err error
+	for range assignTries {
+		up, ok := l.up.now()
+		if !ok {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return errors.Join(errNoPartitioner, l.fault)
+		}
+		err = up.client.Assign(ctx, r, to)
+		if !errors.Is(err, partitionerrpc.ErrDeadline) || ctx.Err() != nil {
+			l.late.Store(0)
+			return err
+		}
+		if l.late.Add(1) == lateMax {
+			up.inst.Kill(fmt.Errorf("%d calls in a row: %w", lateMax, partitionerrpc.ErrDeadline))
+		}
+	}
+	return err
+}
+
+// errNoPartitioner is why a key has no partition while its topic's plugin does not run.
+var errNoPartitioner = errors.New("its plugin does not run")
+
+// plan asks a partitioner plugin how to spread a topic. The plan has no version yet.
+func (b *Broker) plan(ctx context.Context, topic, by string, partitions int32) (plan.Plan, error) {
+	var strategy plan.Plan
+	l, fault := b.lender(by)
+	if fault != nil {
+		return strategy, fault
+	}
+	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
+	defer cancel()
+	up, err := l.get(ctx)
+	if err == nil {
+		strategy, err = up.client.Plan(ctx, partitioner.PlanRequest{Topic: topic, Partitions: partitions})
+	}
+	if err == nil && strategy.Partitions != partitions {
+		err = fmt.Errorf("plan is for %d partitions", strategy.Partitions)
+	}
+	if err == nil {
+		_, err = plan.NewEvaluator(strategy)
+	}
+	if err != nil {
+		return strategy, errcode.Wrap(errcode.PartitionerUnavailable, err,
+			fmt.Sprintf("partitioner %s lent no plan for %s: %v", by, topic, err), "nothing was changed; try again")
+	}
+	if strategy.Kind != by {
+		strategy.Partitioner = by
+	}
+	return strategy, nil
+}
