@@ -366,7 +366,7 @@ func testIncrements(t TB, s metadata.Store) {
 		})
 	}
 	wg.Wait()
-	mustGet(t, s, "/counter", state{fmt.Sprint(workers*each), workers*each+1})
+	mustGet(t, s, "/counter", state{fmt.Sprint(workers * each), workers*each + 1})
 }
 
 func testUnguarded(t TB, s metadata.Store) {

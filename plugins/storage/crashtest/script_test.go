@@ -54,8 +54,8 @@ func script() []step {
 		{"append after re-adoption", fill},
 		{"the plugin is restarted", func(w *world) { w.restartPlugin(true) }},
 		{"the disk is full at a write", func(w *world) {
-			w.m.core.Inject(isFull(logFiles(faultfs.Write), 600))
-			w.refuse("safe", []int{800}, []int{30})
+			w.m.core.Inject(isFull(logFiles(faultfs.Write), 600)) // the first batch fits
+			w.refuse("safe", []int{30}, []int{800})
 			w.refuse("safe", []int{10}) // without trying
 			w.pass(3 * time.Second)     // the plugin finds room
 			w.put("safe", []int{70})
@@ -92,11 +92,13 @@ func script() []step {
 		}},
 		{"truncate in the last segment", func(w *world) {
 			w.put("safe", []int{30}, []int{40}, []int{50})
+			w.pass(3 * time.Second) // the recovery point passes what goes
 			w.truncate("safe", 2)
 			w.put("safe", []int{600})
 		}},
 		{"truncate across segments", func(w *world) {
 			fill(w)
+			w.pass(3 * time.Second)
 			w.truncate("lazy", 7)
 			w.put("lazy", []int{77})
 		}},

@@ -150,12 +150,18 @@ func (b *Broker) CreateTopic(ctx context.Context, name string, n NewTopic) (*Top
 
 // EnsureTopic returns the topic of that name and creates it where it is missing, for a publish. UNKNOWN_TOPIC where
 // that is switched off, LIMIT_EXCEEDED beyond the number that publishes may create.
-func (b *Broker) EnsureTopic(ctx context.Context, name string) (*Topic, error) {
+//
+// id is the partition the publish names, plan.None for none: one that the topic would not have makes no topic.
+func (b *Broker) EnsureTopic(ctx context.Context, name string, id plan.ID) (*Topic, error) {
 	if err := address.ValidTopic(name); err != nil {
 		return nil, err
 	}
 	if !b.opt.AutoCreate {
 		return nil, errcode.New(errcode.UnknownTopic, fmt.Sprintf("topic %s does not exist", name), "create it with TOPIC CREATE "+name)
+	}
+	if id >= plan.ID(b.opt.Partitions) {
+		return nil, errcode.New(errcode.UnknownPartition, fmt.Sprintf("topic %s does not exist, and a publish would make it with %d partitions", name, b.opt.Partitions),
+			"create it with TOPIC CREATE "+name+" partitions=N")
 	}
 	var t *Topic
 	err := b.change(ctx, func(ctx context.Context) error {

@@ -35,6 +35,7 @@ type fetch struct {
 	max   int64
 	min   int64
 	wait  time.Duration
+	now   int64 // milliseconds; when it was asked
 	items []fetchItem
 	end   chan struct{} // closed by a later verb: the poll ends at once with what it has
 	wake  chan struct{}
@@ -42,9 +43,11 @@ type fetch struct {
 
 // fetchItem is one partition of a FETCH.
 type fetchItem struct {
-	name  string // as asked: topic/partition
-	topic *broker.Topic
-	part  *part.Partition
+	name  string        // as asked: topic/partition
+	topic *broker.Topic // nil: there is none
+	id    partition.ID
+	pos   address.Position
+	part  *part.Partition // nil until it is located, and where it cannot be
 	off   record.Offset
 	fault errcode.Code // empty: none
 }
@@ -72,7 +75,7 @@ func (c *conn) endPoll() {
 
 func (c *conn) newFetch(cmd *line.Command) (*fetch, *errcode.Error) {
 	f := &fetch{
-		conn: c, max: fetchBytesDefault, min: 1, end: make(chan struct{}), wake: make(chan struct{}, 1),
+		conn: c, max: fetchBytesDefault, min: 1, now: c.pub.now, end: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	var err *errcode.Error
 	if cmd.Payload != nil {
@@ -187,25 +190,30 @@ func (f *fetch) readJSON(text []byte) *errcode.Error {
 	return nil
 }
 
-// add resolves one partition. Trouble with it is the partition's, not the request's.
+// add takes one partition in. Trouble with it is the partition's, not the request's.
 func (f *fetch) add(topic string, id partition.ID, pos address.Position) {
 	item := fetchItem{name: topic + "/" + strconv.Itoa(int(id))}
 	if !address.ValidSubject(topic) { // it is sent back
 		item.name = "-"
 	}
-	defer func() { f.items = append(f.items, item) }()
+	item.id, item.pos = id, pos
 	item.topic = f.conn.broker().Lookup([]byte(topic))
-	if item.topic == nil {
-		item.fault = errcode.UnknownTopic
+	f.items = append(f.items, item)
+}
+
+// locate says where the partition is read from, as of now: what the connection published before is there.
+func (it *fetchItem) locate(ctx context.Context, nowMS int64) {
+	if it.topic == nil {
+		it.fault = errcode.UnknownTopic
 		return
 	}
-	p, err := item.topic.Partition(id)
+	p, err := it.topic.Partition(it.id)
 	if err == nil {
-		item.part = p
-		item.off, err = cursor.Seek(f.conn.ctx, p, pos, address.Earliest, f.conn.pub.now)
+		it.part = p
+		it.off, err = cursor.Seek(ctx, p, it.pos, address.Earliest, nowMS)
 	}
 	if err != nil {
-		item.fault = err.Code
+		it.fault = err.Code
 	}
 }
 
@@ -217,6 +225,7 @@ func (f *fetch) run() {
 		return
 	}
 	for i := range f.items {
+		f.items[i].locate(c.ctx, f.now)
 		if p := f.items[i].part; p != nil {
 			p.Watch(f.wake)
 			defer p.Unwatch(f.wake)

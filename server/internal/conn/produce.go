@@ -14,6 +14,7 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/record"
 	"github.com/trunkline-mq/trunkline/server/internal/broker"
 	part "github.com/trunkline-mq/trunkline/server/internal/partition"
+	"github.com/trunkline-mq/trunkline/server/internal/setting"
 )
 
 // produceOptions are what a PRODUCE may carry before its size.
@@ -88,7 +89,12 @@ func (c *conn) produceArgs(cmd *line.Command) (*broker.Topic, *part.Partition, p
 			return nil, nil, opt, err
 		}
 	}
-	topic, fault := c.topicFor(addr.Topic)
+	if c.broker().Lookup(addr.Topic) == nil { // what is refused makes no topic
+		if _, err := checkBatches(cmd.Payload, setting.Defaults().MessageBytes); err != nil {
+			return nil, nil, opt, err
+		}
+	}
+	topic, fault := c.topicFor(&addr)
 	if fault != nil {
 		return nil, nil, opt, fault
 	}

@@ -26,6 +26,7 @@ type publisher struct {
 	spread      partition.ID
 	spreadTopic *broker.Topic
 	spreadChunk uint64
+	ahead       broker.Ahead
 
 	routes   map[string]route // of subjects, as long as routesAt is the broker's version
 	routesAt uint64
@@ -117,7 +118,7 @@ func (c *conn) publishRecord(cmd *line.Command, addr *address.Address) *jetstrea
 
 // partitionFor finds where a record goes.
 func (c *conn) partitionFor(addr *address.Address, rec *record.Record) (*part.Partition, *errcode.Error) {
-	topic, err := c.topicFor(addr.Topic)
+	topic, err := c.topicFor(addr)
 	if err != nil {
 		return nil, err
 	}
@@ -269,7 +270,8 @@ func (c *conn) takeHeaders(cmd *line.Command, addr *address.Address, rec *record
 }
 
 // topicFor finds the topic and creates it where it is missing.
-func (c *conn) topicFor(name []byte) (*broker.Topic, *errcode.Error) {
+func (c *conn) topicFor(addr *address.Address) (*broker.Topic, *errcode.Error) {
+	name := addr.Topic
 	found := c.lookup(name)
 	t := found.topic
 	if t == nil {
@@ -277,7 +279,7 @@ func (c *conn) topicFor(name []byte) (*broker.Topic, *errcode.Error) {
 			return nil, errcode.New(errcode.BadName, fmt.Sprintf("%q is a live subject by subjects.live", clip(name)), "publish to it with PUB, or name a topic")
 		}
 		var err error
-		if t, err = c.broker().EnsureTopic(c.ctx, string(name)); err != nil {
+		if t, err = c.broker().EnsureTopic(c.ctx, string(name), addr.Partition); err != nil {
 			return nil, errcode.From(err, errcode.MetadataUnavailable)
 		}
 	}
@@ -292,13 +294,40 @@ func (c *conn) choose(t *broker.Topic, addr *address.Address, rec *record.Record
 	case addr.Partition != partition.None:
 		return addr.Partition, nil
 	case rec.Key != nil:
-		return t.Choose(c.ctx, rec.Key)
+		return c.pub.ahead.Choose(c.ctx, t, rec.Key, func(keys *partition.Keys) { c.lookAhead(t, keys) })
 	}
 	p := &c.pub
 	if p.spreadTopic != t || p.spreadChunk != p.chunk {
 		p.spread, p.spreadTopic, p.spreadChunk = t.Plan.Next(), t, p.chunk
 	}
 	return p.spread, nil
+}
+
+// lookAhead adds the keys of the records to t that were read behind the one being handled. It is a guess: a key that
+// stands in a header is asked for in its turn.
+func (c *conn) lookAhead(t *broker.Topic, keys *partition.Keys) {
+	reader := *c.parser // a copy: what it takes apart is taken apart again in its turn
+	var cmd line.Command
+	for keys.Len() < broker.AheadMax {
+		if ok, err := reader.Next(&cmd); !ok || err != nil {
+			return
+		}
+		switch cmd.Verb {
+		case line.Pub, line.HPub, line.Send:
+		default:
+			return
+		}
+		if cmd.Err != nil {
+			return
+		}
+		addr, err := c.publishAddress(&cmd)
+		if err != nil || string(addr.Topic) != t.Meta.Name {
+			return
+		}
+		if addr.HasKey {
+			keys.Append(addr.Key)
+		}
+	}
 }
 
 // tells says how the outcome of a publish is told.

@@ -58,7 +58,7 @@ type feed struct {
 func (c *conn) handleSub(cmd *line.Command) {
 	sub, err := c.newSubscription(cmd)
 	switch {
-	case err != nil && c.opt.nats && err.Code == errcode.BadAddress:
+	case err != nil && c.opt.nats && len(cmd.Args) > 0 && !address.ValidSubject(cmd.Args[0]):
 		c.box.say(func(dst []byte) []byte { return line.AppendNATSErr(dst, "Invalid Subject") })
 		return
 	case err != nil:
@@ -293,8 +293,11 @@ func (c *conn) handleUnsub(cmd *line.Command) {
 	c.ok()
 }
 
-// end stops the subscription and forgets it; safe to call twice.
+// end stops the subscription and forgets it; safe to call twice. On return no feed is started any more.
 func (s *subscription) end() {
+	s.mu.Lock()
+	s.over = true
+	s.mu.Unlock()
 	s.conn.box.mu.Lock()
 	ended := s.ended
 	s.ended = true
@@ -378,13 +381,18 @@ func (s *subscription) run(topic *broker.Topic, cursors []cursor.Cursor) {
 	}
 }
 
-// follow delivers from the cursors until the topic is gone (true) or the subscription ended (false).
+// follow delivers from the cursors until the topic is gone (true) or the subscription ended (false). Partitions that the
+// topic grows by are read from their first record.
 func (s *subscription) follow(topic *broker.Topic, cursors []cursor.Cursor) bool {
 	wake := make(chan struct{}, 1) // one element: something may have come
 	for i := range cursors {
 		cursors[i].Partition().Watch(wake)
-		defer cursors[i].Partition().Unwatch(wake)
 	}
+	defer func() {
+		for i := range cursors {
+			cursors[i].Partition().Unwatch(wake)
+		}
+	}()
 	for {
 		for i := range cursors {
 			if !s.drain(&cursors[i]) {
@@ -393,6 +401,10 @@ func (s *subscription) follow(topic *broker.Topic, cursors []cursor.Cursor) bool
 		}
 		select {
 		case <-wake:
+		case <-topic.Altered():
+			grown := topic.Current()
+			cursors = s.grow(cursors, topic, grown, wake)
+			topic = grown
 		case <-topic.Gone():
 			return true
 		case <-s.stop:
@@ -401,6 +413,23 @@ func (s *subscription) follow(topic *broker.Topic, cursors []cursor.Cursor) bool
 			return false
 		}
 	}
+}
+
+// grow adds the partitions that grown has beyond topic's, where the subscription reads all of them.
+func (s *subscription) grow(cursors []cursor.Cursor, topic, grown *broker.Topic, wake chan struct{}) []cursor.Cursor {
+	if s.addr.Partition != partition.None {
+		return cursors
+	}
+	for id := topic.Meta.Partitions; id < grown.Meta.Partitions; id++ {
+		p, err := grown.Partition(partition.ID(id))
+		if err != nil {
+			s.async(err)
+			continue
+		}
+		p.Watch(wake)
+		cursors = append(cursors, cursor.New(p, 0))
+	}
+	return cursors
 }
 
 // drain delivers what is visible in one partition. Damage is reported and passed over.

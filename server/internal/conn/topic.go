@@ -97,11 +97,23 @@ func (c *conn) topicCreate(args [][]byte) (string, *errcode.Error) {
 			return "", err
 		}
 	}
+	if err := c.fits(&ask.Set); err != nil {
+		return "", err
+	}
 	t, err := c.broker().CreateTopic(c.ctx, name, ask)
 	if err != nil {
 		return "", errcode.From(err, errcode.StorageUnavailable)
 	}
 	return t.Meta.Name, nil
+}
+
+// fits refuses what no client of this server could use.
+func (c *conn) fits(s *setting.Topic) *errcode.Error {
+	if limit := c.srv.opt.Limits.Payload; s.MessageBytes > max(limit, setting.Defaults().MessageBytes) {
+		return errcode.New(errcode.BadSetting, fmt.Sprintf("message.bytes=%d exceeds this server's limits.payload of %d", s.MessageBytes, limit),
+			"choose less, or raise limits.payload")
+	}
+	return nil
 }
 
 // takeSetting reads a key=value of TOPIC CREATE.
@@ -159,6 +171,14 @@ func (c *conn) topicAlter(args [][]byte) (string, *errcode.Error) {
 	change, fault := alteration(args[1:])
 	if fault != nil {
 		return "", fault
+	}
+	if set := change.Settings; set != nil {
+		change.Settings = func(s *setting.Topic) *errcode.Error {
+			if err := set(s); err != nil {
+				return err
+			}
+			return c.fits(s)
+		}
 	}
 	if err := c.broker().AlterTopic(c.ctx, name, change); err != nil {
 		return "", errcode.From(err, errcode.MetadataUnavailable)

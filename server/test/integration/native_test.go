@@ -201,11 +201,18 @@ func TestLongPollEndsWithDataAVerbOrItsTopic(t *testing.T) {
 	if got, _ := fetched(t, l); len(got["t/0@0"]) == 0 {
 		t.Error("the fetch behind a poll got nothing")
 	}
-	l.Send("FETCH t/0@1 wait=50ms\n")
+	l.Send("SEND t b\nFETCH t/0@1\n")
+	if got := l.Read(); got != "+OK t/0@1 disk" {
+		t.Error(got)
+	}
+	if got, _ := fetched(t, l); len(got["t/0@1"]) == 0 {
+		t.Error("a fetch does not see what its connection wrote before")
+	}
+	l.Send("FETCH t/0@2 wait=50ms\n")
 	if got, _ := fetched(t, l); len(got) != 0 {
 		t.Errorf("got %v", got)
 	}
-	l.Send("FETCH t/0@1 wait=20s\n")
+	l.Send("FETCH t/0@2 wait=20s\n")
 	ask(t, other, "TOPIC DELETE t", "+OK t")
 	if _, parts := fetched(t, l); len(parts) != 1 || !strings.HasSuffix(parts[0], " TOPIC_DELETED") {
 		t.Errorf("parts %q", parts)

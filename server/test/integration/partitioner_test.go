@@ -483,3 +483,18 @@ func TestACalledPartitionerThatDiesOrHangsRefusesAndHeals(t *testing.T) {
 		}
 	}
 }
+
+func TestSubscriptionReadsPartitionsThatAreAddedLater(t *testing.T) {
+	s := harness.Start(t)
+	l, sub := s.Dial(), s.Dial()
+	ask(t, l, "TOPIC CREATE t", "+OK t")
+	ask(t, sub, "SUB t 1", "+OK")
+	ask(t, l, "SEND t/0 a", "+OK t/0@0 disk")
+	ask(t, l, "TOPIC ALTER t partitions=3 accept_reorder=true", "+OK t")
+	ask(t, l, "SEND t/2 b", "+OK t/2@0 disk")
+	for _, want := range []string{"MSG t/0@0 1 1", "a", "MSG t/2@0 1 1", "b"} {
+		if got := sub.Read(); got != want {
+			t.Fatalf("got %q, want %q", got, want)
+		}
+	}
+}
