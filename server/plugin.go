@@ -20,7 +20,8 @@ import (
 
 // pluginConfig is what the server hands to a shipped plugin.
 type pluginConfig struct {
-	Data      string          `json:"data,omitempty"` // the data directory, absolute
+	Data      string          `json:"data,omitempty"`    // the data directory, absolute
+	Reserve   int64           `json:"reserve,omitempty"` // bytes a store keeps free; -1: it decides
 	Zookeeper zookeeperConfig `json:"zookeeper,omitzero"`
 }
 
@@ -56,7 +57,7 @@ func runPlugin(args []string, stderr io.Writer) int {
 func compose(p *sdk.Plugin, cfg pluginConfig) (err error) {
 	switch p.Kind + "/" + p.Name {
 	case "storage/filelog":
-		p.Storage, err = filelog.New(filelog.Options{Data: cfg.Data, Reserve: -1, Logger: sdk.Logger()})
+		p.Storage, err = filelog.New(filelog.Options{Data: cfg.Data, Reserve: cfg.Reserve, Logger: sdk.Logger()})
 	case "metadata/embedded":
 		p.Metadata, err = embedded.Open(embedded.Options{Path: filepath.Join(cfg.Data, "meta", "embedded.db"), Logger: sdk.Logger()})
 	case "metadata/zookeeper":

@@ -213,7 +213,7 @@ func brokerOptions(cfg config.Config, data *datadir.Dir, log *slog.Logger) broke
 		Data: data, Plugin: []string{"/proc/self/exe", "plugin"}, Metadata: metadataOptions(cfg),
 		AutoCreate: cfg.Topics.AutoCreate, AutoCreateMax: cfg.Topics.AutoCreateMax, Partitions: cfg.Topics.Partitions,
 		PublishTimeout: cfg.Limits.PublishTimeout,
-		SyncParallel:   cfg.Storage.SyncParallel, OpenFiles: openFiles(cfg), Logger: log,
+		SyncParallel:   cfg.Storage.SyncParallel, OpenFiles: openFiles(cfg), Reserve: cfg.Storage.Reserve, Logger: log,
 	}
 }
 

@@ -24,16 +24,40 @@ func behindItsBack(t *testing.T, s *Store, call func(c *zk.Conn) error) {
 	}
 }
 
-func TestLogTurnsToTheNextGeneration(t *testing.T) {
+func TestOnAHealthyServer(t *testing.T) {
 	server := zookeepertest.Start(t)
-	first := open(t, options(server.Address))
+	for name, test := range map[string]func(*testing.T, Options){
+		"the log turns to the next generation":             testLogTurnsToTheNextGeneration,
+		"a late store sees what is written while it reads": testLateStoreSeesWhatIsWrittenWhileItReads,
+		"a digest keeps others out":                        testDigestKeepsOthersOut,
+		"what is not ours is left alone":                   testWhatIsNotOursIsLeftAlone,
+		"a closed store answers so":                        testClosedStoreAnswersSo,
+		"the root is a chroot":                             testRootAsChroot,
+	} {
+		t.Run(name, func(t *testing.T) {
+			opt := options(server.Address)
+			opt.Chroot = "/" + strings.ReplaceAll(name, " ", "-")
+			test(t, opt)
+		})
+	}
+}
+
+func testRootAsChroot(t *testing.T, opt Options) {
+	opt.Chroot = "/"
+	s := open(t, opt)
+	mustCommit(t, s, put("/topics/a", "v"))
+	wantKey(t, s, "/topics/a", "v", 1)
+}
+
+func testLogTurnsToTheNextGeneration(t *testing.T, opt Options) {
+	first := open(t, opt)
 	mustCommit(t, first, put("/k", "old"))
 	const turn = 50
 	behindItsBack(t, first, func(c *zk.Conn) error {
-		_, err := c.Set("/trunkline/format", fmt.Appendf(nil, `{"format":%d,"turn":%d}`, formatVersion, turn), -1)
+		_, err := c.Set(first.layout.format(), fmt.Appendf(nil, `{"format":%d,"turn":%d}`, formatVersion, turn), -1)
 		return err
 	})
-	one, other := open(t, options(server.Address)), open(t, options(server.Address))
+	one, other := open(t, opt), open(t, opt)
 	w := watchFrom(t, one)
 	const writers, each = 4, 200
 	var tasks sync.WaitGroup
@@ -71,16 +95,15 @@ func TestLogTurnsToTheNextGeneration(t *testing.T) {
 	if err != nil || len(snap.Entries) != writers || snap.Revision != last {
 		t.Errorf("who knows of no turns: %+v, %v; want revision %d", snap, err, last)
 	}
-	again := open(t, options(server.Address))
+	again := open(t, opt)
 	wantKey(t, again, "/k", "old", 1)
 	if snap, err := again.List(t.Context(), "/"); err != nil || len(snap.Entries) != writers+1 || snap.Revision != last {
 		t.Errorf("who comes later: %+v, %v", snap, err)
 	}
 }
 
-func TestLateStoreSeesWhatIsWrittenWhileItReads(t *testing.T) {
-	server := zookeepertest.Start(t)
-	s := open(t, options(server.Address))
+func testLateStoreSeesWhatIsWrittenWhileItReads(t *testing.T, opt Options) {
+	s := open(t, opt)
 	value := strings.Repeat("v", 2*inlineValueMax) // too large for a change
 	stop := make(chan struct{})
 	var writer sync.WaitGroup
@@ -104,7 +127,7 @@ func TestLateStoreSeesWhatIsWrittenWhileItReads(t *testing.T) {
 		}
 	})
 	for range 10 {
-		late := open(t, options(server.Address))
+		late := open(t, opt)
 		snap, err := late.List(t.Context(), "/")
 		if err != nil {
 			t.Fatal(err)
@@ -128,9 +151,7 @@ func TestLateStoreSeesWhatIsWrittenWhileItReads(t *testing.T) {
 	writer.Wait()
 }
 
-func TestDigestKeepsOthersOut(t *testing.T) {
-	server := zookeepertest.Start(t)
-	opt := options(server.Address)
+func testDigestKeepsOthersOut(t *testing.T, opt Options) {
 	opt.Digest = "broker:secret"
 	owner := open(t, opt)
 	mustCommit(t, owner, put("/k", "v"))
@@ -148,9 +169,8 @@ func TestDigestKeepsOthersOut(t *testing.T) {
 	wantKey(t, open(t, opt), "/k", "v", 1)
 }
 
-func TestWhatIsNotOursIsLeftAlone(t *testing.T) {
-	server := zookeepertest.Start(t)
-	s := open(t, options(server.Address))
+func testWhatIsNotOursIsLeftAlone(t *testing.T, opt Options) {
+	s := open(t, opt)
 	mustCommit(t, s, put("/k", "v"))
 	world := zk.WorldACL(zk.PermAll)
 	for name, prepare := range map[string]func(c *zk.Conn, root string) error{
@@ -161,14 +181,14 @@ func TestWhatIsNotOursIsLeftAlone(t *testing.T) {
 		},
 		"no format": func(c *zk.Conn, root string) error { _, err := c.Create(root+"/format", nil, 0, world); return err },
 	} {
-		root := "/" + strings.ReplaceAll(name, " ", "-")
+		root := opt.Chroot + "-" + strings.ReplaceAll(name, " ", "-")
 		behindItsBack(t, s, func(c *zk.Conn) error {
 			_, err := c.Create(root, nil, 0, world)
 			return errors.Join(err, prepare(c, root))
 		})
-		opt := options(server.Address)
-		opt.Chroot = root
-		if _, err := open(t, opt).Commit(t.Context(), put("/k", "v")); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), root) {
+		other := opt
+		other.Chroot = root
+		if _, err := open(t, other).Commit(t.Context(), put("/k", "v")); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), root) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -176,14 +196,6 @@ func TestWhatIsNotOursIsLeftAlone(t *testing.T) {
 	if _, err := s.Get(t.Context(), "/k"); !errors.Is(err, ErrFormat) {
 		t.Errorf("a damaged key: %v", err)
 	}
-}
-
-func TestRootAsChroot(t *testing.T) {
-	opt := options(zookeepertest.Start(t).Address)
-	opt.Chroot = "/"
-	s := open(t, opt)
-	mustCommit(t, s, put("/topics/a", "v"))
-	wantKey(t, s, "/topics/a", "v", 1)
 }
 
 func TestOptionsAreChecked(t *testing.T) {
@@ -207,8 +219,8 @@ func TestOptionsAreChecked(t *testing.T) {
 	}
 }
 
-func TestClosedStoreAnswersSo(t *testing.T) {
-	s := open(t, options(zookeepertest.Start(t).Address))
+func testClosedStoreAnswersSo(t *testing.T, opt Options) {
+	s := open(t, opt)
 	w := watchFrom(t, s)
 	n, err := s.Session(t.Context())
 	if err != nil {

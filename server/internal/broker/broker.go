@@ -34,6 +34,7 @@ type Options struct {
 	PublishTimeout time.Duration
 	SyncParallel   int
 	OpenFiles      int
+	Reserve        int64 // bytes the store keeps free; -1: it decides
 	Logger         *slog.Logger
 }
 

@@ -43,7 +43,9 @@ func (b *Broker) storagePlugin() *host.Supervisor {
 			sock = nil
 		}
 	}
+	config, _ := json.Marshal(map[string]any{"data": b.opt.Data.Path, "reserve": b.opt.Reserve}) // cannot fail: a string and a number
 	return b.supervise("storage", StorageName, host.Spec{
+		Config: config,
 		Files: func() ([]*os.File, error) {
 			closeSocket()
 			core, child, err := storagerpc.SocketPair()

@@ -82,7 +82,8 @@ type LameDuck struct {
 // Storage bounds what the log may take of the machine.
 type Storage struct {
 	SyncParallel int
-	OpenFiles    int // 0: what the process's own limit allows
+	OpenFiles    int   // 0: half of what the process's own limit leaves
+	Reserve      int64 // bytes; -1: the store decides
 }
 
 // Log says what is logged and how.

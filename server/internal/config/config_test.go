@@ -39,7 +39,7 @@ func defaults() Config {
 		Topics:    Topics{AutoCreate: true, AutoCreateMax: 10000, Partitions: 1},
 		Limits: Limits{Connections: 10000, ControlLine: 4096, Payload: 1 << 20, Pending: 8 << 20, WriteDeadline: 10 * time.Second, PublishTimeout: 10 * time.Second,
 			PingInterval: 2 * time.Minute, LameDuck: LameDuck{Grace: 10 * time.Second, Spread: 2 * time.Minute}},
-		Storage: Storage{SyncParallel: 64},
+		Storage: Storage{SyncParallel: 64, Reserve: -1},
 		Log:     Log{Level: slog.LevelInfo, Format: "text"},
 	}
 }
@@ -156,7 +156,7 @@ zookeeper: {servers: ["zk1:2181", "zk2:2181"], chroot: /a/b, session: 3s, digest
 topics: {auto_create: false, auto_create_max: 5, defaults: {partitions: 6}}
 subjects: {live: ["live.>", "a.*"]}
 limits: {connections: 10, control_line: 8KiB, payload: 64KiB, pending: 1MiB, write_deadline: 500ms, publish_timeout: 1m, subscriptions: 7, ping_interval: 1s, lame_duck_grace: 2s, lame_duck_spread: 3s}
-storage: {sync_parallel: 2, open_files: 4096}
+storage: {sync_parallel: 2, open_files: 4096, reserve: 1MiB}
 log: {level: debug, format: json}
 `
 	want := Config{
@@ -165,7 +165,7 @@ log: {level: debug, format: json}
 		Topics:    Topics{AutoCreateMax: 5, Partitions: 6}, LiveSubjects: []string{"live.>", "a.*"},
 		Limits: Limits{Connections: 10, ControlLine: 8 << 10, Payload: 64 << 10, Pending: 1 << 20, WriteDeadline: 500 * time.Millisecond, PublishTimeout: time.Minute,
 			Subscriptions: 7, PingInterval: time.Second, LameDuck: LameDuck{Grace: 2 * time.Second, Spread: 3 * time.Second}},
-		Storage: Storage{SyncParallel: 2, OpenFiles: 4096}, Log: Log{Level: slog.LevelDebug, Format: "json"},
+		Storage: Storage{SyncParallel: 2, OpenFiles: 4096, Reserve: 1 << 20}, Log: Log{Level: slog.LevelDebug, Format: "json"},
 	}
 	ignore := cmp.FilterPath(func(p cmp.Path) bool { return p.String() == "File" }, cmp.Ignore())
 	got, err := load(t, file, nil, nil)
@@ -178,7 +178,7 @@ log: {level: debug, format: json}
 		"TRUNKLINE_SUBJECTS_LIVE=live.>, a.*", "TRUNKLINE_LIMITS_CONNECTIONS=10", "TRUNKLINE_LIMITS_CONTROL_LINE=8KiB", "TRUNKLINE_LIMITS_PAYLOAD=64KiB",
 		"TRUNKLINE_LIMITS_PENDING=1MiB", "TRUNKLINE_LIMITS_WRITE_DEADLINE=500ms", "TRUNKLINE_LIMITS_PUBLISH_TIMEOUT=1m", "TRUNKLINE_LIMITS_SUBSCRIPTIONS=7",
 		"TRUNKLINE_LIMITS_PING_INTERVAL=1s", "TRUNKLINE_LIMITS_LAME_DUCK_GRACE=2s", "TRUNKLINE_LIMITS_LAME_DUCK_SPREAD=3s", "TRUNKLINE_STORAGE_SYNC_PARALLEL=2",
-		"TRUNKLINE_STORAGE_OPEN_FILES=4096", "TRUNKLINE_LOG_LEVEL=debug", "TRUNKLINE_LOG_FORMAT=json"}
+		"TRUNKLINE_STORAGE_OPEN_FILES=4096", "TRUNKLINE_STORAGE_RESERVE=1MiB", "TRUNKLINE_LOG_LEVEL=debug", "TRUNKLINE_LOG_FORMAT=json"}
 	if len(env) != len(keys()) {
 		t.Errorf("%d variables for %d keys", len(env), len(keys()))
 	}

@@ -88,8 +88,10 @@ func keys() []key {
 
 		{"storage.sync_parallel", 64, "", "How many partitions are synced at a time.",
 			count(func(c *Config) *int { return &c.Storage.SyncParallel }, 1, 1024)},
-		{"storage.open_files", 0, "", "How many descriptors the server may hold; 0 takes what the process's limit allows.",
+		{"storage.open_files", 0, "", "How many sealed segments are kept open for reading; 0 takes half of what the process's limit leaves.",
 			count(func(c *Config) *int { return &c.Storage.OpenFiles }, 0, 10_000_000)},
+		{"storage.reserve", "auto", "", "What is kept free for the store's own files when the disk is full; auto is 64MiB or 1/16 of the file system, whichever is less; 0 is none.",
+			reserve()},
 
 		{"log.level", "info", "", "What is logged to stderr: this and what is graver.", level()},
 		{"log.format", "text", "", "How it is logged.", word(func(c *Config) *string { return &c.Log.Format }, "text", "json")},
@@ -254,6 +256,28 @@ func size(at func(*Config) *int, lo, hi int64) kind {
 			return fmt.Errorf("%q is not a size from %s", s, bounds)
 		}
 		*at(c) = int(n)
+		return nil
+	})
+}
+
+// reserveAuto stands for a reserve that the store measures by itself.
+const reserveAuto = "auto"
+
+// reserve reads a size, or "auto", which is -1.
+func reserve() kind {
+	return parsed("auto, or 0B to 1TiB", func(c *Config, s string) error {
+		if s == reserveAuto {
+			c.Storage.Reserve = -1
+			return nil
+		}
+		n, err := address.ParseBytes(s)
+		if err != nil {
+			return plain(err)
+		}
+		if n < 0 || n > 1<<40 {
+			return fmt.Errorf("%q is not auto or a size from 0B to 1TiB", s)
+		}
+		c.Storage.Reserve = n
 		return nil
 	})
 }

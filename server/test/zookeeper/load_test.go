@@ -30,7 +30,10 @@ func startLoad(t *testing.T, s *harness.Server) *load {
 	l.task.Go(func() {
 		for n := 0; !l.stop.Load(); n++ {
 			body := fmt.Sprintf("record %d of load", n)
-			c.Send("SEND load " + body + "\n")
+			if _, err := c.Conn().Write([]byte("SEND load " + body + "\n")); err != nil {
+				l.failed = append(l.failed, fmt.Sprintf("%s: %v", body, err))
+				return
+			}
 			answer, err := c.TryRead()
 			fields := strings.Fields(answer)
 			if err != nil || len(fields) != 3 || fields[0] != "+OK" {
