@@ -16,6 +16,7 @@ TEST_PACKAGES = $(strip \
 	$(if $(shell command -v mkfs.ext4 2>/dev/null),,e2fsprogs) \
 	$(if $(shell command -v mkfs.xfs 2>/dev/null),,xfsprogs) \
 	$(if $(shell command -v java 2>/dev/null),,openjdk-17-jre-headless) \
+	$(if $(wildcard /usr/share/java/zookeeper.jar),,libzookeeper-java) \
 	$(if $(shell command -v mvn 2>/dev/null),,maven))
 
 FUZZTIME  ?= 10s

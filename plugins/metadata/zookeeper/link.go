@@ -27,44 +27,68 @@ const (
 // errAbandoned says that a call was not waited for any longer. It may still happen.
 var errAbandoned = errors.New("ZooKeeper did not answer in time")
 
-// link is a connection to whichever server answers, with one ZooKeeper session at a time. The library has no contexts
-// and no deadlines, blocks callers while it is not connected, drops events when nobody reads them, and goes on with a
-// new session when the old one expired; link makes up for that.
+// link is a connection to whichever server answers. The library has no contexts and no deadlines, blocks callers while
+// it is not connected, and drops events when nobody reads them; link makes up for that.
+//
+// A link of the store itself begins anew, with a new ZooKeeper session, whenever it lost its connection: it has nothing
+// to lose, and all its watches fire. The library would set them again, but with a race on what it has seen last, by
+// which a change can be missed. A link of a session has no watches; it keeps its session while it can, and is over when
+// that expired.
 type link struct {
-	opt   Options
-	log   *slog.Logger
-	conn  *zk.Conn
-	ended <-chan zk.Event // closed when the library's last goroutine is over
-	calls sync.WaitGroup  // calls under way, abandoned ones included
-
-	expired chan struct{} // closed when the first session is over
+	opt    Options
+	log    *slog.Logger
+	anew   bool           // begin anew
+	calls  sync.WaitGroup // calls under way, abandoned ones and ends of clients included
+	expire sync.Once
+	// expired is closed when a session is over.
+	expired chan struct{}
 
 	mu        sync.Mutex
+	client    *client
 	connected bool
-	known     bool          // ZooKeeper knows who we are, or need not
 	since     time.Time     // when connected changed last
 	changed   chan struct{} // closed and replaced by each change
-	isExpired bool
 	closed    bool
-	socket    net.Conn
 	granted   time.Duration // the session's timeout as the server sees it
 }
 
-func newLink(opt Options) (*link, error) {
+// client is one of the library's, from Connect to Close. All but conn and ended is guarded by the link's mutex.
+type client struct {
+	conn   *zk.Conn
+	ended  <-chan zk.Event // closed when its last goroutine is over
+	known  bool            // ZooKeeper knows who we are, or need not
+	socket net.Conn
+	over   bool
+}
+
+func newLink(opt Options, anew bool) (*link, error) {
 	l := &link{
-		opt: opt, log: opt.Logger, known: opt.Digest == "", since: time.Now(), granted: opt.Session,
+		opt: opt, log: opt.Logger, anew: anew, since: time.Now(), granted: opt.Session,
 		expired: make(chan struct{}), changed: make(chan struct{}),
 	}
-	conn, events, err := zk.Connect(opt.Servers, opt.Session, zk.WithHostProvider(&ring{}), zk.WithDialer(l.dial),
-		zk.WithEventCallback(l.event), zk.WithLogger(quiet{opt.Logger}), zk.WithLogInfo(false), zk.WithMaxBufferSize(answerBytesMax))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l, l.connectLocked()
+}
+
+// connectLocked makes a client, which connects by itself.
+func (l *link) connectLocked() error {
+	c := &client{known: l.opt.Digest == ""}
+	conn, events, err := zk.Connect(l.opt.Servers, l.opt.Session, zk.WithHostProvider(&ring{}),
+		zk.WithDialer(func(network, address string, timeout time.Duration) (net.Conn, error) {
+			return l.dial(c, network, address, timeout)
+		}),
+		zk.WithEventCallback(func(ev zk.Event) { l.event(c, ev) }),
+		zk.WithLogger(quiet{l.log}), zk.WithLogInfo(false), zk.WithMaxBufferSize(answerBytesMax))
 	if err != nil {
-		return nil, fmt.Errorf("set up ZooKeeper at %s: %w", strings.Join(opt.Servers, ","), err)
+		return fmt.Errorf("set up ZooKeeper at %s: %w", strings.Join(l.opt.Servers, ","), err)
 	}
-	l.conn, l.ended = conn, events
-	if !l.known {
-		l.calls.Go(l.introduce)
+	c.conn, c.ended = conn, events
+	l.client = c
+	if !c.known {
+		l.calls.Go(func() { l.introduce(c) })
 	}
-	return l, nil
+	return nil
 }
 
 // quiet makes the library's log lines ours: it reports what it then mends.
@@ -75,7 +99,7 @@ func (q quiet) Printf(format string, args ...any) {
 	q.log.Debug("zookeeper client: " + fmt.Sprintf(format, args...))
 }
 
-func (l *link) dial(network, address string, timeout time.Duration) (net.Conn, error) {
+func (l *link) dial(c *client, network, address string, timeout time.Duration) (net.Conn, error) {
 	timeout = min(timeout, dialTimeoutMax, l.opt.Session/4)
 	nc, err := net.DialTimeout(network, address, timeout)
 	if err != nil {
@@ -83,10 +107,10 @@ func (l *link) dial(network, address string, timeout time.Duration) (net.Conn, e
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if c.over {
 		return nil, errors.Join(ErrClosed, nc.Close())
 	}
-	l.socket = nc
+	c.socket = nc
 	return &wire{Conn: nc, patience: l.opt.Session / 4, granted: l.grant}, nil
 }
 
@@ -97,34 +121,39 @@ func (l *link) grant(session time.Duration) {
 }
 
 // event is called by the library's goroutines, which must not wait.
-func (l *link) event(ev zk.Event) {
+func (l *link) event(c *client, ev zk.Event) {
 	if ev.Type != zk.EventSession {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	was := l.connected
+	if l.closed || c.over || l.client != nil && l.client != c {
+		return
+	}
 	switch ev.State {
 	case zk.StateHasSession:
-		l.connected = true
+		l.turnLocked(true, ev.Server)
 	case zk.StateDisconnected:
-		l.connected = false
-	case zk.StateExpired:
-		l.connected = false
-		if !l.isExpired {
-			l.isExpired = true
-			close(l.expired)
+		was := l.connected
+		l.turnLocked(false, ev.Server)
+		if was && l.anew {
+			l.calls.Go(func() { l.replace(c) })
 		}
-	default:
+	case zk.StateExpired:
+		l.turnLocked(false, ev.Server)
+		l.expire.Do(func() { close(l.expired) })
+	}
+}
+
+func (l *link) turnLocked(connected bool, server string) {
+	if l.connected == connected {
 		return
 	}
-	if was == l.connected || l.closed {
-		return
-	}
-	if l.connected {
-		l.log.Info("connected to ZooKeeper", "server", ev.Server, "away", time.Since(l.since).Round(time.Millisecond))
+	l.connected = connected
+	if connected {
+		l.log.Info("connected to ZooKeeper", "server", server, "after", time.Since(l.since).Round(time.Millisecond).String())
 	} else {
-		l.log.Warn("ZooKeeper is away", "server", ev.Server)
+		l.log.Warn("ZooKeeper is away", "server", server)
 	}
 	l.since = time.Now()
 	l.wakeLocked()
@@ -135,16 +164,47 @@ func (l *link) wakeLocked() {
 	l.changed = make(chan struct{})
 }
 
+// replace ends a client that lost its connection, and makes another.
+func (l *link) replace(c *client) {
+	l.mu.Lock()
+	if !l.closed && l.client == c {
+		if err := l.connectLocked(); err != nil { // no server, which cannot be: it was checked
+			l.log.Error("no new connection to ZooKeeper", "err", err)
+		}
+	}
+	l.mu.Unlock()
+	l.end(c)
+}
+
+// end ends a client, with its session where a server can be told, and returns when its goroutines are gone.
+func (l *link) end(c *client) {
+	l.mu.Lock()
+	again := c.over
+	c.over = true
+	l.mu.Unlock()
+	if !again {
+		c.conn.Close() // a second at most
+	}
+	l.mu.Lock()
+	socket := c.socket
+	l.mu.Unlock()
+	if socket != nil {
+		_ = socket.Close() // a server that hangs is not waited for
+	}
+	for range c.ended { // until the library closes it
+	}
+}
+
 // introduce tells ZooKeeper who we are, once; the library repeats it on each connection.
-func (l *link) introduce() {
+func (l *link) introduce(c *client) {
 	for {
-		err := l.conn.AddAuth("digest", []byte(l.opt.Digest))
+		err := c.conn.AddAuth("digest", []byte(l.opt.Digest))
 		l.mu.Lock()
 		if err == nil {
-			l.known = true
+			c.known = true
 			l.wakeLocked()
 		}
-		over, changed := l.known || l.closed, l.changed
+		over, changed := c.known || c.over, l.changed
 		l.mu.Unlock()
 		if over {
 			return
@@ -160,7 +220,7 @@ func (l *link) introduce() {
 func (l *link) await(ctx context.Context) error {
 	for {
 		l.mu.Lock()
-		ready, closed, changed := l.connected && l.known, l.closed, l.changed
+		ready, closed, changed := l.connected && l.client.known, l.closed, l.changed
 		l.mu.Unlock()
 		switch {
 		case closed:
@@ -189,13 +249,14 @@ func (l *link) unavailable(ctx context.Context) error {
 }
 
 // spawn runs a call, unless the link is closed.
-func (l *link) spawn(call func()) bool {
+func (l *link) spawn(call func(*zk.Conn)) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return false
 	}
-	l.calls.Go(call)
+	conn := l.client.conn
+	l.calls.Go(func() { call(conn) })
 	return true
 }
 
@@ -211,8 +272,8 @@ func ask[T any](ctx context.Context, l *link, call func(*zk.Conn) (T, error)) (T
 		err   error
 	}
 	done := make(chan answer, 1) // so that an abandoned call can end
-	if !l.spawn(func() {
-		v, err := call(l.conn)
+	if !l.spawn(func(conn *zk.Conn) {
+		v, err := call(conn)
 		done <- answer{v, err}
 	}) {
 		return none, ErrClosed
@@ -267,23 +328,16 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (l *link) session() (id int64, timeout time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.conn.SessionID(), l.granted
+	return l.client.conn.SessionID(), l.granted
 }
 
-// close ends the session, where a server can be told, and returns when every goroutine is gone. It is called once.
+// close ends the link and returns when every goroutine is gone. It is called once.
 func (l *link) close() {
 	l.mu.Lock()
 	l.closed = true
 	l.wakeLocked()
+	c := l.client
 	l.mu.Unlock()
-	l.conn.Close() // a second at most
-	l.mu.Lock()
-	socket := l.socket
-	l.mu.Unlock()
-	if socket != nil {
-		_ = socket.Close() // a server that hangs is not waited for
-	}
-	for range l.ended { // until the library closes it
-	}
+	l.end(c)
 	l.calls.Wait()
 }

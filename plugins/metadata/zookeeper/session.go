@@ -39,7 +39,7 @@ func (s *Store) Session(ctx context.Context) (metadata.Session, error) {
 	if err := s.mirror.await(ctx, s.link); err != nil { // the layout is there
 		return nil, err
 	}
-	l, err := newLink(s.opt)
+	l, err := newLink(s.opt, false)
 	if err != nil {
 		return nil, err
 	}

@@ -128,7 +128,7 @@ func Open(opt Options) (*Store, error) {
 	if err := opt.check(); err != nil {
 		return nil, err
 	}
-	l, err := newLink(opt)
+	l, err := newLink(opt, true)
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package chaos
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -28,8 +27,7 @@ func TestPowerLossLosesNothingAcknowledged(t *testing.T) {
 					h = harness.NewHistory(fmt.Sprintf("load-%d", round))
 					create(t, s, h.Topic, "")
 				}
-				lost := lose(t, s, d, r, harness.LoadOptions{Name: fmt.Sprintf("r%d.", round), Bytes: 200}, h)
-				sum.add(lost)
+				sum.add(lose(t, s, d, fire{harness.LoadOptions{Name: fmt.Sprintf("r%d.", round), Bytes: 200}, 1 + r.IntN(recordsMax), h}))
 				if h.Check(t, s, partitions); t.Failed() {
 					t.Fatalf("in round %d", round)
 				}
@@ -52,12 +50,23 @@ func (s tally) String() string {
 	return fmt.Sprintf("%d records acknowledged, %d refused, %d without an outcome", s.acked, s.refused, s.unknown)
 }
 
-// lose takes the power away under a load, after a random number of records, and starts the server again on what is left.
-// The load's history is returned, and added to h.
-func lose(t *testing.T, s *harness.Server, d *disk, r *rand.Rand, o harness.LoadOptions, h *harness.History) *harness.History {
+// fire is a load, and how many of its records are acknowledged before the fault.
+type fire struct {
+	harness.LoadOptions
+	records int
+	history *harness.History // of the topic
+}
+
+// recordsMax bounds the records that are acknowledged before a fault.
+const recordsMax = 2000
+
+// lose takes the power away under a load, and starts the server again on what is left.
+// What came of the load is returned, and added to the topic's history.
+func lose(t *testing.T, s *harness.Server, d *disk, under fire) *harness.History {
 	t.Helper()
-	l := harness.StartLoad(t, s, h.Topic, o)
-	l.WaitMore(1 + r.IntN(2000))
+	h := under.history
+	l := harness.StartLoad(t, s, h.Topic, under.LoadOptions)
+	l.WaitMore(under.records)
 	probe := s.Dial()
 	thaw := freeze(t, s)
 	d.powerLoss()
@@ -89,7 +98,7 @@ func TestPowerLossIsNoticed(t *testing.T) {
 	for round := range 20 {
 		h := harness.NewHistory(fmt.Sprintf("load-%d", round))
 		create(t, s, h.Topic, "sync=never")
-		lose(t, s, d, r, harness.LoadOptions{Ack: "page", Bytes: 200}, h)
+		lose(t, s, d, fire{harness.LoadOptions{Ack: "page", Bytes: 200}, 1 + r.IntN(recordsMax), h})
 		if f := h.Compare(t, s, partitions); len(f.Missing) > 0 {
 			t.Logf("%d of %d records that were acknowledged without a sync are missing", len(f.Missing), len(h.Acked))
 			return
@@ -107,7 +116,7 @@ func TestAbortedJournalAcknowledgesNothing(t *testing.T) {
 	rounds := max(3, *roundsFlag/20)
 	for round := range rounds {
 		l := harness.StartLoad(t, s, h.Topic, harness.LoadOptions{Name: fmt.Sprintf("r%d.", round), Bytes: 200})
-		l.WaitMore(1 + r.IntN(2000))
+		l.WaitMore(1 + r.IntN(recordsMax))
 		probe := s.Dial()
 		d.abortJournal() // under load: the canary has to catch the syncs that succeed for nothing
 		acknowledgesNothing(t, probe, h.Topic)
