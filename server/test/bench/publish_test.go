@@ -154,7 +154,7 @@ func startInside(t testing.TB) *inside {
 		t.Fatal(errors.Join(err, b.Close(), data.Close()))
 	}
 	s := conn.NewServer(conn.Options{
-		Broker: b, Connections: 10, Limits: line.Limits{ControlLine: 4096, Payload: 1 << 20},
+		Broker: b, Connections: 10, AutoCreate: true, Limits: line.Limits{ControlLine: 4096, Payload: 1 << 20},
 		Pending: 8 << 20, WriteDeadline: 10 * time.Second, Publish: 10 * time.Second, Logger: quiet,
 	})
 	var serving errgroup.Group

@@ -201,8 +201,22 @@ func (s *Server) end() {
 	s.keeper = nil
 }
 
-// Pause stops the server with SIGSTOP: its connections stay, and nothing is answered.
-func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+// Pause stops the server with SIGSTOP and returns when every thread has stopped: its connections stay, and nothing is
+// answered.
+func (s *Server) Pause() {
+	s.t.Helper()
+	s.signal(syscall.SIGSTOP)
+	Eventually(s.t, "the server is paused", func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.pid))
+		for _, path := range threads {
+			stat, err := os.ReadFile(path)
+			if _, state, ok := strings.Cut(string(stat), ") "); err == nil && ok && !strings.HasPrefix(state, "T") {
+				return false
+			}
+		}
+		return len(threads) > 0
+	})
+}
 
 // Resume lets a paused server go on.
 func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
