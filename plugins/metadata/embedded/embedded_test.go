@@ -243,7 +243,7 @@ func TestFullDiskBreaksTheStoreAndLosesNothing(t *testing.T) {
 			acked++
 		}
 	}
-	if !errors.Is(failure, ErrBroken) || !errors.Is(failure, unix.ENOSPC) || acked == 0 {
+	if !errors.Is(failure, ErrBroken) || !errors.Is(failure, metadata.ErrUnknown) || !errors.Is(failure, unix.ENOSPC) || acked == 0 {
 		t.Fatalf("after %d commits: %v", acked, failure)
 	}
 	select {
@@ -263,5 +263,66 @@ func TestFullDiskBreaksTheStoreAndLosesNothing(t *testing.T) {
 	snap, err := open(t, path).List(t.Context(), "/k/")
 	if err != nil || len(snap.Entries) < acked || len(snap.Entries) > acked+1 {
 		t.Fatalf("%d acknowledged, %d there, %v", acked, len(snap.Entries), err)
+	}
+}
+
+func TestSessionsEndWithTheProcess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "embedded.db")
+	s := open(t, path)
+	n, err := s.Session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rev, err := s.Commit(t.Context(), metadata.Txn{Puts: []metadata.Put{{Key: "/live", Session: n.ID()}, {Key: "/stays"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil { // as a crash: nobody closed the session
+		t.Fatal(err)
+	}
+	select {
+	case <-n.Lost():
+	default:
+		t.Error("the session outlives its store")
+	}
+	if _, err := n.Renew(t.Context()); !errors.Is(err, metadata.ErrSessionLost) {
+		t.Errorf("renew: %v", err)
+	}
+	if err := n.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	if _, err := s.Session(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("a session of a closed store: %v", err)
+	}
+	s = open(t, path)
+	snap, err := s.List(t.Context(), "/")
+	if err != nil || len(snap.Entries) != 1 || snap.Entries[0].Key != "/stays" || snap.Revision <= rev {
+		t.Errorf("after the process: %+v, %v", snap, err)
+	}
+	next, err := s.Session(t.Context())
+	if err != nil || next.ID() <= n.ID() {
+		t.Errorf("the next session is %v after %d, %v", next, n.ID(), err)
+	}
+	again := snap.Revision
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if snap, err := open(t, path).List(t.Context(), "/"); err != nil || snap.Revision != again {
+		t.Errorf("opening it changed something: %+v, %v", snap, err)
+	}
+}
+
+func TestFileOfAnOlderVersionIsTakenOn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "embedded.db")
+	if err := change(path, func(*bbolt.Tx) error { return nil }); err != nil { // it has no owners yet
+		t.Fatal(err)
+	}
+	s := open(t, path)
+	n, err := s.Session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Commit(t.Context(), metadata.Txn{Puts: []metadata.Put{{Key: "/live", Session: n.ID()}}}); err != nil {
+		t.Fatal(err)
 	}
 }

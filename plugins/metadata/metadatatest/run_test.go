@@ -86,7 +86,10 @@ func openEmbedded(t *testing.T) *embedded.Store {
 // each runs every case of the suite by itself.
 func each(t *testing.T, open func(t *testing.T) metadata.Store) {
 	for _, c := range Cases() {
-		t.Run(c.Name, func(t *testing.T) { c.Run(t, func(TB) metadata.Store { return open(t) }) })
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel() // a process that was built with the race detector takes a second to end
+			c.Run(t, func(TB) metadata.Store { return open(t) })
+		})
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,15 +16,14 @@ import (
 // chroots gives each test a chroot of its own on one server.
 type chroots struct {
 	server *zookeepertest.Server
-	next   int
+	next   atomic.Int64
 }
 
 func startChroots(t *testing.T) *chroots { return &chroots{server: zookeepertest.Start(t)} }
 
 func (c *chroots) options() zookeeper.Options {
-	c.next++
 	return zookeeper.Options{
-		Servers: []string{c.server.Address}, Chroot: fmt.Sprintf("/suite/%d", c.next), Session: 3 * time.Second,
+		Servers: []string{c.server.Address}, Chroot: fmt.Sprintf("/suite/%d", c.next.Add(1)), Session: 3 * time.Second,
 		Digest: "broker:secret", Logger: slog.New(slog.DiscardHandler),
 	}
 }

@@ -3,7 +3,6 @@ package zookeeper
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -36,9 +35,6 @@ type plan struct {
 
 // isNothing reports that the transaction has no effect.
 func (p *plan) isNothing() bool { return len(p.events) == 0 }
-
-// errOwner says that a put is not its key's owner.
-var errOwner = errors.New("key belongs to another session")
 
 // conflict is the key that is not in v as t demands; empty when there is none.
 func conflict(t metadata.Txn, v view) string {
