@@ -1,7 +1,8 @@
 // Package cursor walks one partition's log record by record, from any position up to the high watermark: what a GET or a
 // subscription reads by.
 //
-// It reads what the partition lends and checks nothing twice: damage comes out as a lend.CorruptError, which a reader
+// Batches that clients compressed are unpacked in a stream, within bounds. It reads what the partition lends and checks
+// nothing twice: damage comes out as a lend.CorruptError, which a reader
 // reports and passes over by Skip. A Cursor belongs to one goroutine; the package starts none.
 package cursor
 
@@ -15,6 +16,7 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/address"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	"github.com/trunkline-mq/trunkline/protocol/record"
+	"github.com/trunkline-mq/trunkline/protocol/record/codec"
 	"github.com/trunkline-mq/trunkline/server/internal/partition"
 )
 
@@ -23,7 +25,7 @@ type Cursor struct {
 	part   *partition.Partition
 	reader *lend.Reader // nil before the first read, and after the log was re-opened
 	next   record.Offset
-	batch  record.Iterator
+	batch  codec.Reader
 	in     bool // batch is being walked
 }
 
@@ -62,6 +64,7 @@ func (c *Cursor) Record(ctx context.Context, end record.Offset, r *record.Record
 			if c.reader != nil {
 				c.reader.Idle()
 			}
+			c.batch.Close()
 			return 0, false, nil
 		}
 		if err := c.fetch(ctx, end); err != nil {
@@ -93,7 +96,7 @@ func (c *Cursor) fetch(ctx context.Context, end record.Offset) error {
 		c.next = max(c.next, b.NextOffset())
 		return nil
 	}
-	c.batch.Reset(b)
+	c.batch.Reset(b, c.part.MessageBytes())
 	c.in = true
 	return nil
 }

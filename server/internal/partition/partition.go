@@ -98,6 +98,9 @@ func (p *Partition) Tick() {
 // Address is how clients name the partition: "orders/2".
 func (p *Partition) Address() string { return fmt.Sprintf("%s/%d", p.Name.Topic, p.Name.ID) }
 
+// MessageBytes bounds key, value and headers of one record.
+func (p *Partition) MessageBytes() int { return p.set.Load().MessageBytes }
+
 // Log is what readers read from, up to the high watermark.
 func (p *Partition) Log() *lend.Log { return p.log }
 

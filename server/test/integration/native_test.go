@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"compress/gzip"
 	bigendian "encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -310,4 +311,55 @@ func TestOffsetsAndMetadataAreJSON(t *testing.T) {
 	if len(m.Topics) != 1 {
 		t.Errorf("%+v", m)
 	}
+}
+
+// gzipped packs a batch's records as a Kafka client does.
+func gzipped(t *testing.T, b record.Batch) []byte {
+	t.Helper()
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := w.Write(b[record.HeaderBytes:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	out := append(append([]byte(nil), b[:record.HeaderBytes]...), packed.Bytes()...)
+	bigendian.BigEndian.PutUint32(out[8:], uint32(len(out)-12))
+	out[22] |= 1
+	bigendian.BigEndian.PutUint32(out[17:], crc32.Checksum(out[21:], crc32.MakeTable(crc32.Castagnoli)))
+	return out
+}
+
+func TestCompressedBatchesAreStoredAsTheyCameAndReadUnpacked(t *testing.T) {
+	s := harness.Start(t)
+	l := s.Dial()
+	ask(t, l, "TOPIC CREATE t", "+OK t")
+	sent := gzipped(t, batchOf("a", strings.Repeat("b", 5000), "c"))
+	ask(t, l, "SEND t before", "+OK t/0@0 disk")
+	if got := produce(l, "t/0", sent); got != "+OK t/0@1 disk" {
+		t.Fatal(got)
+	}
+	bomb := gzipped(t, batchOf(strings.Repeat("x", 2<<20))) // small as sent, larger than message.bytes as read
+	if got := produce(l, "t/0", bomb); got != "+OK t/0@4 disk" {
+		t.Fatal(got)
+	}
+	ask(t, l, "SEND t after", "+OK t/0@5 disk")
+	l.Send("FETCH t/0@1 max=1\n")
+	got, _ := fetched(t, l)
+	if stored := got["t/0@1"]; !bytes.Equal(stored[16:], sent[16:]) {
+		t.Errorf("stored %d bytes, sent %d", len(stored), len(sent))
+	}
+	ask(t, l, "CONNECT {\"headers\":false}", "+OK")
+	l.Send("SUB t@earliest 7\n")
+	for _, want := range []string{
+		"+OK", "MSG t/0@0 7 6", "before", "MSG t/0@1 7 1", "a", "MSG t/0@2 7 5000", strings.Repeat("b", 5000), "MSG t/0@3 7 1", "c",
+		"-ERR ASYNC CORRUPT 'SUB t", "MSG t/0@5 7 5", "after",
+	} {
+		if got := l.Read(); !strings.HasPrefix(got, want) {
+			t.Fatalf("got %.100q, want %.100q", got, want)
+		}
+	}
+	ask(t, l, "UNSUB 7", "+OK")
+	ask(t, l, "GET t/0@3 1", "MSG t/0@3 0 1")
 }
