@@ -136,6 +136,10 @@ func (a *app) printResult(ctx context.Context, r *trunkline.Result) error {
 	if a.json {
 		return a.printJSON(ack)
 	}
+	if ack.Offset < 0 {
+		_, err = fmt.Fprintln(a.out, ack.Durability)
+		return err
+	}
 	_, err = fmt.Fprintf(a.out, "%s/%d@%d %s\n", ack.Topic, ack.Partition, ack.Offset, ack.Durability)
 	return err
 }

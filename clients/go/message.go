@@ -44,12 +44,16 @@ type Record struct {
 	Headers   []Header
 }
 
-// Ack says where a published record went and how safe it is there.
+// DurabilityLive is what an Ack says of a message to a live subject: it is stored nowhere.
+const DurabilityLive = "live"
+
+// Ack says where a published record went and how safe it is there. A message to a live subject has no topic, and -1 as
+// partition and offset.
 type Ack struct {
 	Topic     string      `json:"topic"`
 	Partition PartitionID `json:"partition"`
 	Offset    Offset      `json:"offset"`
-	// Durability is what the server reached before it answered: "disk", "page" or "memory".
+	// Durability is what the server reached before it answered: "disk", "page", "memory", or DurabilityLive.
 	Durability string `json:"durability"`
 }
 

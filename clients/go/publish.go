@@ -134,6 +134,9 @@ type ackReader struct {
 }
 
 func (r *ackReader) read(detail []byte) (Ack, error) {
+	if len(detail) == 0 { // a live subject: whoever listened has it, and nothing is stored
+		return Ack{Partition: -1, Offset: -1, Durability: DurabilityLive}, nil
+	}
 	where, durability, ok := bytes.Cut(detail, []byte{' '})
 	a, err := address.Parse(where)
 	if err != nil || !ok || a.Position.Kind != address.Offset || a.Partition < 0 {

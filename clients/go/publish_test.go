@@ -248,7 +248,6 @@ func playThen(conn net.Conn, release <-chan struct{}) error {
 
 func TestProtocolViolationsEndTheLink(t *testing.T) {
 	for name, answer := range map[string]string{
-		"an answer too many":     "< +OK\n< +OK a/0@1 disk",
 		"an answer of no sense":  "< +OK yes",
 		"garbage":                "< HTTP/1.1 400 Bad Request",
 		"a record nobody wanted": "< MSG a/0@0 1 1\n< x",

@@ -135,14 +135,21 @@ const namesMax = 256
 
 func (s *stream) message(f *line.Frame) error {
 	a, err := address.Parse(f.Subject)
-	if err != nil || a.Position.Kind != address.Offset || a.Partition < 0 {
-		return violation("a record's subject %.80q is no full address", f.Subject)
+	live := err != nil || a.Position.Kind != address.Offset || a.Partition < 0
+	if live { // not from a log: the subject is all it has
+		a = address.ParseLiteral(f.Subject)
+		a.Partition, a.Position.N = -1, -1
 	}
 	header, value := s.copy(f)
 	in := record.Record{Value: value, Headers: s.head[:0]}
+	if live {
+		in.Timestamp = time.Now().UnixMilli()
+	}
 	if f.Kind == line.FrameHMsg {
-		if _, err := line.ParseHeaders(header, &in); err != nil {
+		if _, err := line.ParseHeaders(header, &in); err != nil && !live {
 			return violation("the headers of %.80q cannot be read: %v", f.Subject, err)
+		} else if err != nil { // a status, as NATS has them
+			in.Headers = in.Headers[:0]
 		}
 	}
 	s.head = in.Headers

@@ -297,9 +297,6 @@ func TestGetCanBeLeft(t *testing.T) {
 
 func TestBadDeliveriesEndAStream(t *testing.T) {
 	for name, frame := range map[string]string{
-		"a bare topic":        "< MSG a 1 1\n< x",
-		"a key":               "< MSG a#k 1 1\n< x",
-		"no partition":        "< MSG a@1 1 1\n< x",
 		"headers of no sense": "< HMSG a/0@1 1 3 4\n< abcd",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -382,5 +379,34 @@ func TestRecordJSON(t *testing.T) {
 		if got, err := json.Marshal(&r); err != nil || string(got) != want {
 			t.Errorf("%s, %v\nwant %s", got, err, want)
 		}
+	}
+}
+
+func TestLiveMessagesComeAmongRecords(t *testing.T) {
+	c := dial(t, scripted.Start(t, hello, hello+"> SUB a 1\n< +OK\n< MSG a 1 reply 1\n< x"))
+	sub, err := c.Subscribe(testContext(t), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for r, err := range sub.Messages(testContext(t)) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Topic != "a" || r.Partition != -1 || r.Offset != -1 || string(r.Value) != "x" {
+			t.Errorf("a live message came as %+v", r)
+		}
+		break
+	}
+	sub.Stop()
+}
+
+func TestPublishToALiveSubjectIsAcknowledgedWithoutAPlace(t *testing.T) {
+	c := dial(t, scripted.Start(t, hello+"> PUB $a 1\n> x\n< +OK\n> PUB a 1\n> y\n< +OK a/0@0 disk"))
+	ack, err := c.PublishSync(testContext(t), "$a", &Message{Value: []byte("x")})
+	if err != nil || ack.Offset != -1 || ack.Durability != DurabilityLive {
+		t.Errorf("%+v, %v", ack, err)
+	}
+	if ack, err = c.PublishSync(testContext(t), "a", &Message{Value: []byte("y")}); err != nil || ack.Offset != 0 {
+		t.Errorf("%+v, %v", ack, err)
 	}
 }
