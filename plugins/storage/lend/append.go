@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"syscall"
 	"time"
 
@@ -63,7 +64,11 @@ func (l *Log) begin(ctx context.Context, g Group) (claim, error) {
 			defer l.mu.Unlock()
 			return claim{}, fmt.Errorf("group begins at %d, the log ends at %d", g.Base, active.next)
 		}
-		if active.size == 0 || active.size+size <= l.set.SegmentBytes {
+		if epoch := record.Batch(g.Bytes).Epoch(); epoch != l.epoch {
+			defer l.mu.Unlock() // it was stamped, and then the log was recovered under a newer one
+			return claim{}, fmt.Errorf("group is of leader epoch %d, the log of %d", epoch, l.epoch)
+		}
+		if active.size == 0 || active.size+size <= l.set.SegmentBytes && g.Next-active.base <= math.MaxInt32 {
 			defer l.mu.Unlock()
 			l.using++
 			return claim{file: l.file, pos: active.size, sync: l.set.Sync.Mode == SyncBatch}, nil

@@ -66,10 +66,12 @@ type Dir struct {
 	syncs    chan struct{}
 	files    fileCache
 
+	canaryMu sync.RWMutex // held over a probe, which is 2 µs and waits for nobody
+	canary   vfs.File
+
 	mu      sync.Mutex
 	plugin  *Plugin       // nil while none is adopted
 	changed chan struct{} // closed and replaced when plugin or fence change
-	canary  vfs.File
 	desc    storage.Description
 	fence   error
 	fenced  chan struct{} // closed at the first fence since the last recovery
@@ -131,16 +133,10 @@ func (d *Dir) Adopt(ctx context.Context, p *Plugin) error {
 
 	d.mu.Lock()
 	wasFenced := d.fence != nil
-	old := d.canary
-	d.canary, d.desc = canary, desc
-	logs := make([]*Log, 0, len(d.logs))
-	for l := range d.logs {
-		logs = append(logs, l)
-	}
+	d.desc = desc
 	d.mu.Unlock()
-	if old != nil {
-		_ = old.Close()
-	}
+	_ = d.replaceCanary(canary) // nothing was ever written through the old one
+	logs := d.all()
 	if err := d.reopenAll(ctx, p, logs); err != nil {
 		return err
 	}
@@ -318,21 +314,22 @@ func (d *Dir) fenceErr() error {
 
 // Close closes every log and the canary. The caller has stopped all writers and readers.
 func (d *Dir) Close() error {
-	d.mu.Lock()
-	logs := make([]*Log, 0, len(d.logs))
-	for l := range d.logs {
-		logs = append(logs, l)
-	}
-	canary := d.canary
-	d.canary = nil
-	d.mu.Unlock()
-	for _, l := range logs {
+	for _, l := range d.all() {
 		l.drop()
 	}
-	if canary != nil {
-		return canary.Close()
+	return d.replaceCanary(nil)
+}
+
+// replaceCanary waits for probes of the old canary and closes it.
+func (d *Dir) replaceCanary(canary vfs.File) error {
+	d.canaryMu.Lock()
+	old := d.canary
+	d.canary = canary
+	d.canaryMu.Unlock()
+	if old == nil {
+		return nil
 	}
-	return nil
+	return old.Close()
 }
 
 // unwrap turns what was lent into a file of ours: a simulated file hands over itself, a real one its descriptor.

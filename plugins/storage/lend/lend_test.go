@@ -120,7 +120,7 @@ func group(l *lend.Log, values ...string) lend.Group {
 	for i, v := range values {
 		b.Append(&record.Record{Timestamp: int64(1000 + i), Value: []byte(v)})
 	}
-	batch := b.Finish(l.End(), 0)
+	batch := b.Finish(l.End(), l.Epoch())
 	return lend.Group{Bytes: batch, Base: batch.BaseOffset(), Next: batch.NextOffset(), MaxTimestamp: batch.MaxTimestamp()}
 }
 

@@ -167,6 +167,12 @@ func (l *Log) install(a storage.Opened) error {
 	}
 	l.dir.files.pin(active, file)
 	l.mu.Lock()
+	if l.closed { // deleted while it was being opened
+		l.mu.Unlock()
+		l.dir.disclaim(active.inode)
+		l.dir.files.forget(active)
+		return ErrClosed
+	}
 	defer l.mu.Unlock()
 	l.segments, l.logStart = append(segments, active), a.LogStart
 	l.lease, l.file, l.confirmed, l.down = a.Lease.Epoch, file, a.Lease.Next, nil
@@ -367,6 +373,13 @@ func (d *Dir) Delete(ctx context.Context, part storage.Partition) error {
 		return fmt.Errorf("delete %s: %w", part, err)
 	}
 	return nil
+}
+
+// Durable is the end of what is synced. Invariant: Durable() <= End().
+func (l *Log) Durable() record.Offset {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.synced.next
 }
 
 // End is the offset of the next record: the base of the next group.

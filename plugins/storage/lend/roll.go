@@ -68,6 +68,13 @@ func (l *Log) rolled(active *segment, lease storage.Lease, req storage.RollReque
 	}
 	next := &segment{base: lease.Base, next: lease.Base, maxTimestamp: -1, inode: inode{lease.Dev, lease.Ino}}
 	l.mu.Lock()
+	if l.lease != req.Lease && l.down == nil {
+		// The plugin answered, died, and its successor has adopted the old segment: this answer is void.
+		l.mu.Unlock()
+		_ = file.Close()
+		l.dir.disclaim(next.inode)
+		return nil
+	}
 	if l.down != nil || l.activeLocked() != active || l.synced.position != active.size {
 		// Fenced, closed, or written to while the call was under way: the new segment stays empty, and who opens the
 		// log next finds it.

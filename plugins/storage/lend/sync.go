@@ -42,15 +42,17 @@ func (d *Dir) sync(f vfs.File) error {
 		return fmt.Errorf("fdatasync: %w", err)
 	}
 	d.mu.Lock()
-	canary, fence := d.canary, d.fence
+	fence := d.fence
 	d.mu.Unlock()
 	if fence != nil {
 		return fmt.Errorf("fenced during the sync: %w", fence)
 	}
-	if canary == nil {
+	d.canaryMu.RLock() // over the probe: a canary that is replaced meanwhile must not be closed under it
+	defer d.canaryMu.RUnlock()
+	if d.canary == nil {
 		return errors.New("closed during the sync")
 	}
-	if err := d.fs.Probe(canary); err != nil {
+	if err := d.fs.Probe(d.canary); err != nil {
 		return fmt.Errorf("canary: %w", err)
 	}
 	return nil

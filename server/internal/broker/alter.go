@@ -54,6 +54,9 @@ func (b *Broker) Trim(ctx context.Context, p *partition.Partition, off record.Of
 	if end := p.HighWatermark(); off > end {
 		return 0, errcode.New(errcode.OffsetOutOfRange, fmt.Sprintf("%s ends at %d, before %d", p.Name, end, off), "trim to @latest at most")
 	}
+	// A client that goes away must not leave the plugin's answer unheard: that would end the plugin.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	defer cancel()
 	start, err := p.Log().Trim(ctx, off)
 	if err != nil {
 		return 0, errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("%s could not be trimmed", p.Name), "see the server's log, then try again")

@@ -104,7 +104,8 @@ func (b *Broker) Topics() []*Topic {
 
 // change runs f while nobody else changes topics.
 func (b *Broker) change(ctx context.Context, f func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	// What is begun is finished, whether or not the client that asked is still there.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
 	select {
 	case b.changes <- struct{}{}:

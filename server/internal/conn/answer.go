@@ -272,6 +272,13 @@ func (b *outbox) collectLocked() {
 // write is the connection's writer: it returns when everything is out after finish, or with the reason why the peer
 // cannot be reached.
 func (b *outbox) write(nc net.Conn) error {
+	defer func() { // what comes to be answered from now on has nobody to hear it
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.dead = true
+		b.abandonLocked()
+		b.freeLocked()
+	}()
 	var out []byte
 	var acks []ack
 	for {

@@ -26,6 +26,8 @@ const (
 	fetchBytesMax     = 64 << 20
 	fetchWaitMax      = 5 * time.Minute
 	fetchItemsMax     = 1 << 14
+	// fetchReadTime is how long finding what to send may take, beside waiting for it.
+	fetchReadTime = 10 * time.Second
 )
 
 // fetch is one FETCH: what is asked for, and what it waits for.
@@ -220,12 +222,14 @@ func (it *fetchItem) locate(ctx context.Context, nowMS int64) {
 // run waits for its turn and for data, and answers.
 func (f *fetch) run() {
 	c := f.conn
-	if !c.box.waitOldest(f.place, c.stop) {
+	ctx, cancel := context.WithTimeout(context.Background(), f.wait+fetchReadTime)
+	defer cancel()
+	if !c.box.waitOldest(f.place, nil) { // a connection that ends still answers what it was asked
 		f.place.settlePieces(nil, nil)
 		return
 	}
 	for i := range f.items {
-		f.items[i].locate(c.ctx, f.now)
+		f.items[i].locate(ctx, f.now)
 		if p := f.items[i].part; p != nil {
 			p.Watch(f.wake)
 			defer p.Unwatch(f.wake)
@@ -235,7 +239,7 @@ func (f *fetch) run() {
 	defer timer.Stop()
 	over := f.wait == 0
 	for {
-		pieces, size, trouble := f.gather()
+		pieces, size, trouble := f.gather(ctx)
 		if over || trouble || size >= f.min {
 			f.place.settlePieces(pieces, []byte("+OK\r\n"))
 			return
@@ -254,7 +258,7 @@ func (f *fetch) run() {
 }
 
 // gather takes what is there now: at least one batch, and no more than max bytes beyond that.
-func (f *fetch) gather() (pieces []piece, size int64, trouble bool) {
+func (f *fetch) gather(ctx context.Context) (pieces []piece, size int64, trouble bool) {
 	for i := range f.items {
 		item := &f.items[i]
 		if item.fault == "" && isGone(item.topic) {
@@ -264,7 +268,7 @@ func (f *fetch) gather() (pieces []piece, size int64, trouble bool) {
 			if size > 0 && size >= f.max {
 				continue
 			}
-			p, n, err := item.read(f.conn.ctx, f.max-size, size == 0)
+			p, n, err := item.read(ctx, f.max-size, size == 0)
 			if err == nil {
 				if n > 0 {
 					pieces, size = append(pieces, p), size+n

@@ -128,7 +128,7 @@ func checkBatches(b []byte, messageBytes int) (int32, *errcode.Error) {
 	if len(b) == 0 {
 		return 0, errcode.New(errcode.BadBatch, "PRODUCE carries no batch", "send at least one record batch")
 	}
-	var n int32
+	var n int64
 	for at := 0; at < len(b); {
 		size, err := record.SizeOf(b[at:])
 		if err == nil && size > len(b)-at {
@@ -148,11 +148,21 @@ func checkBatches(b []byte, messageBytes int) (int32, *errcode.Error) {
 		if batch.ProducerID() >= 0 || batch.Transactional() || batch.Control() {
 			return 0, errcode.New(errcode.NotSupported, "idempotent and transactional batches are not offered yet", "send them with producer id -1")
 		}
-		n += batch.LastDelta() + 1
+		n += int64(batch.LastDelta()) + 1
+		if n > max(64*int64(len(b)), unpackedMax)/recordBytesMin {
+			return 0, badBatch(at, fmt.Errorf("%d records are more than its bytes can hold", n))
+		}
 		at += size
 	}
-	return n, nil
+	return int32(n), nil
 }
+
+// A compressed batch's records are not counted. What it claims to hold is bounded by what it may unpack to, 64 times its
+// size or 64 MiB, in records of seven bytes, the least there is: so offsets stay far from where they overflow.
+const (
+	unpackedMax    = 64 << 20
+	recordBytesMin = 7
+)
 
 func badBatch(at int, err error) *errcode.Error {
 	return errcode.Wrap(errcode.BadBatch, err, fmt.Sprintf("the batch at byte %d of the payload: %v", at, err),

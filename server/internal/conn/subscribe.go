@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/protocol/address"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
@@ -448,6 +449,9 @@ func (s *subscription) drain(cur *cursor.Cursor) bool {
 		case errors.As(err, &damage):
 			s.async(cursor.ReadFailed(cur.Partition(), err))
 			cur.Skip(s.conn.ctx)
+		case errors.Is(err, storage.ErrOffsetOutOfRange) && cur.Partition().Log().Stats().LogStart > cur.Offset():
+			s.async(cursor.ReadFailed(cur.Partition(), err)) // trimmed meanwhile: it goes on where the log begins now
+			cur.Advance(cur.Partition().Log().Stats().LogStart)
 		case err != nil:
 			s.async(cursor.ReadFailed(cur.Partition(), err))
 			return true // tried again when the partition moves

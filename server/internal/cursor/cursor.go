@@ -101,6 +101,13 @@ func (c *Cursor) fetch(ctx context.Context, end record.Offset) error {
 	return nil
 }
 
+// Advance moves on to off, if that is ahead: what lay before is gone.
+func (c *Cursor) Advance(off record.Offset) {
+	if off > c.next {
+		c.next, c.reader, c.in = off, nil, false
+	}
+}
+
 // Skip moves on behind damage.
 func (c *Cursor) Skip(ctx context.Context) {
 	c.in = false

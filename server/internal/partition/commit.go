@@ -86,7 +86,7 @@ func (p *Partition) commit(g *group) {
 		return
 	}
 	p.hw.Store(int64(out.Next))
-	g.settle(Outcome{Base: base, Durability: p.durability(set)})
+	g.settle(Outcome{Base: base, Durability: p.durability(out.Next)})
 	p.watch.wake()
 }
 

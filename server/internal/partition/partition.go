@@ -70,9 +70,10 @@ func Open(name storage.Partition, l *lend.Log, o Options) *Partition {
 // HighWatermark is the end of what readers may see.
 func (p *Partition) HighWatermark() record.Offset { return record.Offset(p.hw.Load()) }
 
-// durability is what an acknowledgement claims: what the store makes of a sync, or that the record is in the page cache.
-func (p *Partition) durability(s *Settings) string {
-	if s.Synced || p.opt.Durable != durableDisk {
+// durability is what an acknowledgement claims of everything below end: what the store makes of a sync, or, where the log
+// was not synced so far, that the record is in the page cache. The log says so, not the setting, which may have changed.
+func (p *Partition) durability(end record.Offset) string {
+	if p.log.Durable() >= end || p.opt.Durable != durableDisk {
 		return p.opt.Durable
 	}
 	return durablePage

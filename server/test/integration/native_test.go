@@ -363,3 +363,15 @@ func TestCompressedBatchesAreStoredAsTheyCameAndReadUnpacked(t *testing.T) {
 	ask(t, l, "UNSUB 7", "+OK")
 	ask(t, l, "GET t/0@3 1", "MSG t/0@3 0 1")
 }
+
+func TestFetchBeforeTheEndIsStillAnswered(t *testing.T) {
+	s := harness.Start(t)
+	l := s.Dial()
+	l.Send("SEND t x\nFETCH t/0@0 wait=20s\nQUIT\n")
+	if got := l.Read(); got != "+OK t/0@0 disk" {
+		t.Fatal(got)
+	}
+	if got, parts := fetched(t, l); len(got["t/0@0"]) == 0 {
+		t.Errorf("%v %q", got, parts)
+	}
+}
