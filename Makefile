@@ -39,9 +39,10 @@ build:
 run: build
 	exec bin/trunkline-server $(ARGS)
 
-# Every test, with nothing skipped for a missing program.
+# Every test, with nothing skipped for a missing program, and none answered from the cache, which does not know of the
+# programs that whole-system tests build and run.
 test: build test-tools
-	TRUNKLINE_TEST_REQUIRE=1 $(GO) test -race ./...
+	TRUNKLINE_TEST_REQUIRE=1 $(GO) test -race -count=1 ./...
 
 test-tools:
 ifneq ($(TEST_PACKAGES),)
