@@ -208,7 +208,7 @@ func TestMakeHasWhatThePageNames(t *testing.T) {
 	for target, wants := range map[string][]string{
 		"build": {"go build", "-o bin/trunkline-server ./server", "-o bin/trunkline ./clients/cli"},
 		"run":   {"-o bin/trunkline-server ./server", "exec bin/trunkline-server"},
-		"test":  {"TRUNKLINE_TEST_REQUIRE=1", "go test -race ./..."},
+		"test":  {"TRUNKLINE_TEST_REQUIRE=1", "go test -race -count=1 ./..."},
 	} {
 		if !named[target] {
 			t.Errorf("make %s is not on the page", target)
