@@ -21,7 +21,6 @@ import (
 
 // Options configure a partition.
 type Options struct {
-	Epoch          record.Epoch
 	PublishTimeout time.Duration // how long a publish waits for room or for a plugin
 	Durable        string        // what an ack says of a synced record: "disk", or what the store says of itself
 	Set            Settings
