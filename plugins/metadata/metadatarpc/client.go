@@ -17,8 +17,12 @@ import (
 	metadatapb "github.com/trunkline-mq/trunkline/protocol/pluginpb/metadata/v1"
 )
 
-// callTimeout bounds every call but the life of a watch, which is bounded until it is established.
+// callTimeout bounds every call but the life of a watch, which is bounded until it is established, and List.
 const callTimeout = 2 * time.Second
+
+// listFactor is how much longer than other calls List may take, and a watch to be established: a store that is not
+// the broker's own may have to read everything first.
+const listFactor = 5
 
 // textBytesMax bounds what a plugin says of itself.
 const textBytesMax = 80
@@ -44,9 +48,12 @@ type Client struct {
 
 var _ metadata.Store = (*Client)(nil)
 
-// NewClient returns a client over cc, which stays the caller's.
-func NewClient(cc grpc.ClientConnInterface) *Client {
-	return &Client{rpc: metadatapb.NewMetadataClient(cc), timeout: callTimeout}
+// NewClient returns a client over cc, which stays the caller's. Its calls end after two seconds, lists after ten.
+func NewClient(cc grpc.ClientConnInterface) *Client { return NewClientTimeout(cc, callTimeout) }
+
+// NewClientTimeout is NewClient with another bound for each call; List has five times as long.
+func NewClientTimeout(cc grpc.ClientConnInterface, timeout time.Duration) *Client {
+	return &Client{rpc: metadatapb.NewMetadataClient(cc), timeout: timeout}
 }
 
 // Describe asks what the store is.
@@ -89,7 +96,7 @@ func (c *Client) List(ctx context.Context, prefix string) (metadata.Snapshot, er
 	if err := metadata.CheckPrefix(prefix); err != nil {
 		return metadata.Snapshot{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	ctx, cancel := context.WithTimeout(ctx, listFactor*c.timeout)
 	defer cancel() // also ends the stream when an answer is bad
 	stream, err := c.rpc.List(ctx, &metadatapb.ListRequest{Prefix: prefix})
 	if err != nil {
@@ -151,7 +158,7 @@ func (c *Client) Watch(ctx context.Context, prefix string, after metadata.Revisi
 	if err := metadata.CheckPrefix(prefix); err != nil {
 		return nil, err
 	}
-	s, first, err := begin(ctx, c.timeout, "watch", func(life context.Context) (grpc.ServerStreamingClient[metadatapb.WatchResponse], error) {
+	s, first, err := begin(ctx, listFactor*c.timeout, "watch", func(life context.Context) (grpc.ServerStreamingClient[metadatapb.WatchResponse], error) {
 		return c.rpc.Watch(life, &metadatapb.WatchRequest{Prefix: prefix, After: int64(after)})
 	})
 	if err != nil {

@@ -118,7 +118,7 @@ func throughPipe(t *testing.T, impl metadata.Store) metadata.Store {
 		srv.Stop()
 		wg.Wait()
 	})
-	return metadatarpc.NewClient(conn)
+	return metadatarpc.NewClientTimeout(conn, patience)
 }
 
 func TestAsProcess(t *testing.T) {
@@ -181,8 +181,10 @@ func startProcess(t *testing.T, name string, config []byte) *process {
 		},
 		OnDown: func(error) { p.set(nil) },
 	}
-	// Crash kills it often, and is not about back-off.
-	sup := host.New(p.spec, host.Options{Logger: slog.New(slog.DiscardHandler), BackoffMax: 100 * time.Millisecond})
+	// Crash kills it often, and is not about back-off; a busy machine is no reason to end a process.
+	sup := host.New(p.spec, host.Options{
+		Logger: slog.New(slog.DiscardHandler), BackoffMax: 100 * time.Millisecond, StartTimeout: patience, HeartbeatTimeout: patience,
+	})
 	if err := sup.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +231,7 @@ func (p *process) Store(ctx context.Context) (metadata.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return metadatarpc.NewClient(inst.Conn()), nil
+	return metadatarpc.NewClientTimeout(inst.Conn(), patience), nil
 }
 
 func (p *process) Kill(ctx context.Context) error {
