@@ -68,6 +68,9 @@ func Parse(field []byte) (Address, error) {
 		if a.Key, a.HasKey = rest[1:], true; len(a.Key) == 0 {
 			return Address{}, bad(field, "has an empty key", "write the key after #, or leave # out for a record without a key")
 		}
+		if bytes.ContainsFunc(a.Key, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return Address{}, bad(field, "has a control byte in its key", "send such a key in a header, Key-Base64")
+		}
 		return a, nil
 	}
 	if bytes.IndexByte(rest, '#') >= 0 {

@@ -43,6 +43,8 @@ const (
 	LimitExceeded          Code = "LIMIT_EXCEEDED"
 	SlowConsumer           Code = "SLOW_CONSUMER"
 	ShuttingDown           Code = "SHUTTING_DOWN"
+	UnknownPlugin          Code = "UNKNOWN_PLUGIN"
+	PluginNotReplaced      Code = "PLUGIN_NOT_REPLACED"
 )
 
 // Outcome says what a failed publish left behind.
@@ -97,6 +99,8 @@ var Table = []Info{
 	{Code: LimitExceeded, Text: "a limit of the server is reached", Retriable: true, HTTP: 429, JetStream: 10023},
 	{Code: SlowConsumer, Text: "the peer does not take what it asked for", Retriable: true, Closes: true, HTTP: 503, JetStream: 10008},
 	{Code: ShuttingDown, Text: "the server is going down", Retriable: true, HTTP: 503, JetStream: 10008},
+	{Code: UnknownPlugin, Text: "there is no such plugin", HTTP: 404, JetStream: 10003},
+	{Code: PluginNotReplaced, Text: "a plugin's new process did not become ready", HTTP: 500, JetStream: 10003},
 }
 
 // Lookup returns the row of c, and false for a code this version does not know.
@@ -134,13 +138,17 @@ func Wrap(c Code, err error, what, hint string) *Error {
 	return &Error{Code: c, What: what, Hint: hint, Err: err}
 }
 
-// Text is what stands between the quotes on the wire: "what happened; what to do", on one line, without a quote.
+// Text is what stands between the quotes on the wire: "what happened; what to do", on one line, without a quote. Where it
+// would be too long, what happened is cut short, and what to do stays.
 func (e *Error) Text() string {
-	s := e.What
+	what, hint := e.What, ""
 	if e.Hint != "" {
-		s += "; " + e.Hint
+		hint = "; " + e.Hint
 	}
-	return Clean(s)
+	if room := max(textBytesMax-len(hint), textBytesMax/4); len(what) > room {
+		what = what[:room] + "…"
+	}
+	return clean(what + hint)
 }
 
 func (e *Error) Error() string {
@@ -180,6 +188,10 @@ func Clean(s string) string {
 	if len(s) > textBytesMax {
 		s = s[:textBytesMax] + "…"
 	}
+	return clean(s)
+}
+
+func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\'':

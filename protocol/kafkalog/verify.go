@@ -3,6 +3,7 @@ package kafkalog
 import (
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
@@ -11,6 +12,8 @@ import (
 type VerifyOptions struct {
 	// Compacted allows offsets to skip upward, as in logs that Kafka compacted.
 	Compacted bool
+	// GapsBelow allows it below that offset, as AdoptedBelowName has it.
+	GapsBelow record.Offset
 	// LogStart is the first offset that is not trimmed. What lies below it may be gone, and has no leader epoch.
 	LogStart record.Offset
 }
@@ -41,6 +44,9 @@ type Verifier struct {
 
 // NewVerifier returns a verifier that hands each finding to report as it comes.
 func NewVerifier(o VerifyOptions, report func(Finding)) *Verifier {
+	if o.Compacted {
+		o.GapsBelow = math.MaxInt64
+	}
 	return &Verifier{opt: o, report: report}
 }
 
@@ -74,7 +80,7 @@ func (v *Verifier) Segment(g Segment) error {
 	}
 	c.index.entries.init(g.Index, IndexEntryBytes)
 	c.times.entries.init(g.TimeIndex, TimeIndexEntryBytes)
-	w := NewWalker(g.Log, g.Size, v.opt.Compacted)
+	w := NewWalker(g.Log, g.Size, v.opt.GapsBelow)
 	var b Walked
 	for first := true; w.Next(&b); first = false {
 		if err := c.batch(&b, first); err != nil {
@@ -104,7 +110,7 @@ func (v *Verifier) begin(base record.Offset) {
 	case base < v.next:
 		f.Fault, f.What = FaultOverlap, fmt.Sprintf("it begins at %d, and the segment before ends at %d", base, v.next)
 		v.find(f)
-	case base > v.next && !v.opt.Compacted:
+	case base > v.next && base > v.opt.GapsBelow:
 		f.Fault, f.What = FaultMissing, fmt.Sprintf("no segment holds offsets %d to %d", v.next, base-1)
 		v.find(f)
 	}
@@ -151,7 +157,7 @@ func (c *segmentCheck) batch(b *Walked, first bool) error {
 func (c *segmentCheck) place(b *Walked, first bool) {
 	v, base := c.v, b.Header.BaseOffset()
 	switch {
-	case base == v.next, base > v.next && (v.opt.Compacted || v.blind && !first):
+	case base == v.next, base > v.next && (base < v.opt.GapsBelow || v.blind && !first):
 	case first && base != v.next:
 		c.find(b, FaultName, fmt.Sprintf("its first batch begins at %d", base))
 	default:

@@ -262,6 +262,12 @@ func TestVerifyOfACompactedLog(t *testing.T) {
 	if _, found := d.verify(t, VerifyOptions{Compacted: true}); len(found) > 0 {
 		t.Errorf("found %v", found)
 	}
+	if _, found := d.verify(t, VerifyOptions{GapsBelow: 1 << 40}); len(found) > 0 {
+		t.Errorf("with gaps below an offset beyond its end: %v", found)
+	}
+	if _, found := d.verify(t, VerifyOptions{GapsBelow: 60}); len(found) == 0 {
+		t.Error("gaps above the offset that they are allowed below are not found")
+	}
 	if _, found := d.verify(t, VerifyOptions{}); len(found) != 4 { // an offset, a count, a missing segment, a name
 		t.Errorf("as a log that was not compacted: %v", found)
 	}

@@ -44,7 +44,7 @@ type Walker struct {
 	in        *bufio.Reader
 	size      int64
 	position  int64
-	compacted bool
+	gapsBelow record.Offset
 	done      bool
 	sum       hash.Hash32
 	header    [record.HeaderBytes]byte
@@ -52,10 +52,10 @@ type Walker struct {
 }
 
 // NewWalker returns a walker over a segment's bytes, of which there are size. A log that Kafka compacted has batches from
-// which records, or all of them, were taken out.
-func NewWalker(segment io.Reader, size int64, compacted bool) *Walker {
+// which records, or all of them, were taken out; they are sound below gapsBelow.
+func NewWalker(segment io.Reader, size int64, gapsBelow record.Offset) *Walker {
 	return &Walker{
-		in: bufio.NewReaderSize(segment, walkBytes), size: size, compacted: compacted,
+		in: bufio.NewReaderSize(segment, walkBytes), size: size, gapsBelow: gapsBelow,
 		sum: crc32.New(crc32.MakeTable(crc32.Castagnoli)),
 	}
 }
@@ -125,7 +125,7 @@ func (w *Walker) judge(b *Walked) error {
 	if h.Codec() != record.CodecNone {
 		least = 1
 	}
-	if w.compacted {
+	if h.BaseOffset() < w.gapsBelow {
 		least = 0
 	}
 	if last < 0 || h.BaseOffset() < 0 || h.NextOffset() <= h.BaseOffset() || count < least || count > most ||

@@ -20,6 +20,8 @@ const (
 	FrameErr                           // -ERR CODE 'text': the final answer of the oldest request that has one
 	FrameAsyncErr                      // -ERR ASYNC CODE 'text', and NATS's -ERR 'text': no request's answer
 	FrameData                          // DATA <#bytes>
+	FrameBatch                         // BATCH <topic>/<p>@<base> <high watermark> <log start> <#bytes>; its body is for TakeBody
+	FramePart                          // PART <topic>/<p> <high watermark> <log start> CODE
 )
 
 // Frame is one frame from a server. Its slices alias the parser's buffer and are valid until its next Buffer call.
@@ -35,6 +37,10 @@ type Frame struct {
 	Header []byte
 	// Payload is the body of MSG, HMSG or DATA.
 	Payload []byte
+	// Size, HighWatermark and LogStart come from BATCH, the last two also from PART, where -1 stands for what is not known.
+	// The partition's address is the Subject, trouble with it the Code.
+	Size                    int
+	HighWatermark, LogStart int64
 }
 
 // ErrFrame is the error for bytes that are no frame: the stream is out of step and cannot be read on.
@@ -149,6 +155,12 @@ func (p *FrameParser) take(f *Frame, word, after []byte, end int) (bool, error) 
 		f.Kind = FramePing
 	case equalFold(word, "PONG"):
 		f.Kind = FramePong
+	case equalFold(word, "BATCH"):
+		f.Kind = FrameBatch
+		return p.takePartition(f, after, end)
+	case equalFold(word, "PART"):
+		f.Kind = FramePart
+		return p.takePartition(f, after, end)
 	case equalFold(word, "INFO"):
 		f.Kind, f.Detail = FrameInfo, bytes.Trim(after, " \t")
 	default:
@@ -195,6 +207,57 @@ func (p *FrameParser) takeData(f *Frame, after []byte, end int) (bool, error) {
 		return false, fmt.Errorf("%w: %q is no size of DATA", ErrFrame, echo(after))
 	}
 	return p.takeBody(f, end, 0, total)
+}
+
+// takePartition reads what FETCH says of one partition. The body of a BATCH stays where it is.
+func (p *FrameParser) takePartition(f *Frame, after []byte, end int) (bool, error) {
+	fields := splitFields(p.args[:0], after)
+	if len(fields) != 4 {
+		return false, fmt.Errorf("%w: a line about a partition has %d fields", ErrFrame, len(fields))
+	}
+	var ok, okay bool
+	f.Subject = fields[0]
+	f.HighWatermark, ok = parseOffset(fields[1])
+	f.LogStart, okay = parseOffset(fields[2])
+	if f.Kind == FramePart {
+		f.Code = fields[3]
+	} else {
+		f.Size = parseSize(fields[3])
+	}
+	if !ok || !okay || f.Size < 0 {
+		return false, fmt.Errorf("%w: bad number in a line about %q", ErrFrame, echo(f.Subject))
+	}
+	if f.Size > p.limits.Payload {
+		return false, fmt.Errorf("%w: body of %d bytes exceeds the limit of %d", ErrFrame, f.Size, p.limits.Payload)
+	}
+	p.consume(end)
+	return true, nil
+}
+
+// TakeBody moves what was read of the body behind a FrameBatch into dst and returns how many bytes that were; the caller
+// reads the rest of the body past the parser. The line end behind the body may be left to Next.
+func (p *FrameParser) TakeBody(dst []byte) int {
+	n := copy(dst, p.buf[p.r:p.w])
+	p.consume(n)
+	return n
+}
+
+// parseOffset reads digits, up to 18 of them, or -1.
+func parseOffset(b []byte) (int64, bool) {
+	if string(b) == "-1" {
+		return -1, true
+	}
+	if len(b) == 0 || len(b) > 18 {
+		return 0, false
+	}
+	var n int64
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + int64(c-'0')
+	}
+	return n, true
 }
 
 func (p *FrameParser) takeBody(f *Frame, end, header, total int) (bool, error) {

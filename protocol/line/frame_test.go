@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 )
@@ -12,8 +13,8 @@ func frameLimits() Limits { return Limits{ControlLine: 256, Payload: 1 << 20} }
 
 // dump is a frame as one line of text.
 func (f *Frame) dump() string {
-	return fmt.Sprintf("%d detail=%q code=%q subject=%q sid=%q reply=%q header=%q payload=%q",
-		f.Kind, f.Detail, f.Code, f.Subject, f.SID, f.Reply, f.Header, f.Payload)
+	return fmt.Sprintf("%d detail=%q code=%q subject=%q sid=%q reply=%q header=%q payload=%q size=%d high=%d low=%d",
+		f.Kind, f.Detail, f.Code, f.Subject, f.SID, f.Reply, f.Header, f.Payload, f.Size, f.HighWatermark, f.LogStart)
 }
 
 // feed gives stream to a fresh parser, at most step bytes at a time, and returns the frames and the final error.
@@ -76,6 +77,8 @@ func TestFrameParserReadsEveryFrameCutAnywhere(t *testing.T) {
 		{"err", "-ERR BAD_ARGS 'it's; so'\r\n", Frame{Kind: FrameErr, Code: []byte("BAD_ARGS"), Detail: []byte("it's; so")}},
 		{"async err", "-ERR ASYNC CORRUPT 'SUB a: bad'\n", Frame{Kind: FrameAsyncErr, Code: []byte("CORRUPT"), Detail: []byte("SUB a: bad")}},
 		{"err of nats", "-ERR 'Stale Connection'\r\n", Frame{Kind: FrameAsyncErr, Detail: []byte("Stale Connection")}},
+		{"batch", "BATCH orders/2@17 20 3 70\r\n", Frame{Kind: FrameBatch, Subject: []byte("orders/2@17"), Size: 70, HighWatermark: 20, LogStart: 3}},
+		{"part", "PART orders/2 -1 -1 UNKNOWN_TOPIC\r\n", Frame{Kind: FramePart, Subject: []byte("orders/2"), Code: []byte("UNKNOWN_TOPIC"), HighWatermark: -1, LogStart: -1}},
 		{"data", "DATA 3\r\n{}\n\r\n", Frame{Kind: FrameData, Payload: []byte("{}\n")}},
 	}
 	var all []byte
@@ -118,6 +121,11 @@ func TestFrameParserRefusesWhatIsNoFrame(t *testing.T) {
 		"error with one quote": "-ERR BAD_ARGS 'x\r\n",
 		"error with two codes": "-ERR BAD ARGS 'x'\r\n",
 		"words after the text": "-ERR BAD 'x' y\r\n",
+		"batch without a size": "BATCH a/0@0 1 2\r\n",
+		"batch of no size":     "BATCH a/0@0 1 2 -3\r\n",
+		"batch too large":      "BATCH a/0@0 1 2 1048577\r\n",
+		"batch from nowhere":   "BATCH a/0@0 -2 2 3\r\n",
+		"part of five fields":  "PART a/0 1 2 X Y\r\n",
 		"async with two codes": "-ERR ASYNC A B 'x'\r\n",
 	}
 	for name, in := range cases {
@@ -128,6 +136,42 @@ func TestFrameParserRefusesWhatIsNoFrame(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestTheBodyBehindABatchIsTakenFromTheParserAndFromBehindIt(t *testing.T) {
+	body := strings.Repeat("+OK\r\n", 100)
+	stream := fmt.Sprintf("BATCH a/0@0 9 0 %d\r\n%s\r\nPART a/1 5 4 CORRUPT\r\n+OK\r\n", len(body), body)
+	for cut := 1; cut < len(stream); cut++ {
+		p := NewFrameParser(Limits{ControlLine: 256, Payload: 1 << 20})
+		rest := strings.NewReader(stream)
+		var f Frame
+		next := func() {
+			t.Helper()
+			for {
+				if ok, err := p.Next(&f); err != nil {
+					t.Fatal(err)
+				} else if ok {
+					return
+				}
+				n, err := rest.Read(p.Buffer()[:cut])
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.Advance(n)
+			}
+		}
+		next()
+		got := make([]byte, f.Size)
+		if _, err := io.ReadFull(rest, got[p.TakeBody(got):]); err != nil || f.Kind != FrameBatch || string(got) != body {
+			t.Fatalf("cut at %d: %v, %v, %q", cut, f.Kind, err, got)
+		}
+		if next(); f.Kind != FramePart || string(f.Code) != "CORRUPT" || f.LogStart != 4 {
+			t.Fatalf("cut at %d: %s", cut, f.dump())
+		}
+		if next(); f.Kind != FrameOK {
+			t.Fatalf("cut at %d: %s", cut, f.dump())
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ package line
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
@@ -35,13 +36,20 @@ type Command struct {
 	Err *errcode.Error
 }
 
+// ErrPayload is what a BAD_SIZE wraps when a payload is larger than the limit.
+var ErrPayload = errors.New("payload is too large")
+
 // sizeDigitsMax is NATS's bound on a size: nine digits cannot overflow.
 const sizeDigitsMax = 9
 
 const (
-	bufferBytesMin = 4 << 10  // an idle connection's buffer
+	bufferBytesMin = 1 << 10  // an idle connection's buffer
 	bufferBytesMax = 64 << 10 // grown to under load; a larger payload gets a buffer of its own size for as long as it lasts
 )
+
+// A TLS client begins with these two bytes, and no verb does. It is told so at once: its greeting need not contain a
+// line end, and it would wait for an answer as long as the server waits for that.
+const tlsHandshake, tlsMajor = 0x16, 0x03
 
 // Parser takes a client's byte stream apart. Read into Buffer, say how much with Advance, then call Next until it
 // reports false. It is not safe for concurrent use.
@@ -101,12 +109,15 @@ func (p *Parser) Advance(n int) {
 func (p *Parser) Buffered() int { return p.w - p.r }
 
 // Next takes the next whole command from what was read. It reports false where there is none yet. An error is an
-// *errcode.Error whose code closes the connection: the stream is out of step and Next must not be called again.
+// *errcode.Error after which the connection is closed: the stream is out of step and Next must not be called again.
 func (p *Parser) Next(c *Command) (bool, error) {
 	for {
 		pending := p.buf[p.r:p.w]
-		if len(pending) == 0 || len(pending) < p.need {
+		if len(pending) == 0 || len(pending) < p.need || len(pending) == 1 && pending[0] == tlsHandshake {
 			return false, nil
+		}
+		if pending[0] == tlsHandshake && pending[1] == tlsMajor {
+			return false, errcode.New(errcode.NotSupported, "this looks like TLS, which this server does not speak", "connect without it")
 		}
 		lf := bytes.IndexByte(pending[p.seen:], '\n')
 		if lf < 0 {
@@ -174,7 +185,7 @@ func (p *Parser) takeText(c *Command, line []byte, end int) (bool, error) {
 		data = data[1:]
 	}
 	if len(data) > p.limits.Payload {
-		return false, p.payloadTooLarge(len(data))
+		return false, p.textTooLarge()
 	}
 	if len(addr) == 0 {
 		c.Err = badArgs(Send, "SEND names no address")
@@ -265,7 +276,7 @@ func (p *Parser) checkOpenLine(pending []byte) error {
 		return p.lineTooLong()
 	}
 	if len(data)-2 > p.limits.Payload { // its blank, and the CR to come
-		return p.payloadTooLarge(len(data) - 1)
+		return p.textTooLarge()
 	}
 	return nil
 }
@@ -276,7 +287,13 @@ func (p *Parser) lineTooLong() error {
 }
 
 func (p *Parser) payloadTooLarge(n int) error {
-	return badSize(fmt.Sprintf("payload of %d bytes exceeds this server's limit of %d", n, p.limits.Payload),
+	return errcode.Wrap(errcode.BadSize, ErrPayload, fmt.Sprintf("payload of %d bytes exceeds this server's limit of %d", n, p.limits.Payload),
+		"split it, or raise limits.payload")
+}
+
+// textTooLarge does not say how large: the text need not have ended.
+func (p *Parser) textTooLarge() error {
+	return errcode.Wrap(errcode.BadSize, ErrPayload, fmt.Sprintf("SEND's text exceeds this server's limit of %d bytes", p.limits.Payload),
 		"split it, or raise limits.payload")
 }
 

@@ -94,6 +94,9 @@ func TestParserTakesCommandsApart(t *testing.T) {
 		{"line above the limit by crlf", "SUB " + long[:61] + "\r\n", "closed LINE_TOO_LONG"},
 		{"line at the limit by crlf", "SUB " + long[:60] + "\r\n", "SUB [" + long[:60] + "]"},
 		{"line that never ends", long, "closed LINE_TOO_LONG"},
+		{"tls", "\x16\x03\x01\x00\xa5\nPING\n", "closed NOT_SUPPORTED"},
+		{"tls behind a command", "PING\n\x16\x03", "PING\nclosed NOT_SUPPORTED"},
+		{"no tls", "\x16\nPING\n\x16\x02\n", "? !BAD_VERB\nPING\n? !BAD_VERB"},
 		{"binary", "\x00\x01\xff\nPING\n", "? !BAD_VERB\nPING"},
 	}
 	for _, tt := range tests {

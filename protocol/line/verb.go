@@ -25,6 +25,7 @@ const (
 	Produce
 	Fetch
 	Offsets
+	Plugin
 	// The verbs below are known and refused as NOT_SUPPORTED.
 	ProducerID
 	Join
@@ -34,7 +35,6 @@ const (
 	Committed
 	Group
 	Cluster
-	Plugin
 	verbCount
 )
 
@@ -77,6 +77,7 @@ var verbs = [verbCount]struct {
 	Produce:    {"PRODUCE", payload, 1, 4, "PRODUCE <topic>/<partition> [acks=0|1|all] [timeout=<time>] [plan=<version>] <#bytes>", true},
 	Fetch:      {"FETCH", maybe, 0, 0, "FETCH <topic>/<partition>@<offset>… [max=<size>] [wait=<time>] [min=<size>], or FETCH <#bytes> and JSON", true},
 	Offsets:    {"OFFSETS", fields, 0, 0, "OFFSETS <topic>[/<partition>][@<position>]", true},
+	Plugin:     {"PLUGIN", fields, 0, 0, "PLUGIN LIST|INFO|RELOAD …", true},
 	ProducerID: {name: "PRODUCERID"},
 	Join:       {name: "JOIN"},
 	Accept:     {name: "ACCEPT"},
@@ -85,7 +86,6 @@ var verbs = [verbCount]struct {
 	Committed:  {name: "COMMITTED"},
 	Group:      {name: "GROUP"},
 	Cluster:    {name: "CLUSTER"},
-	Plugin:     {name: "PLUGIN"},
 }
 
 // String is the verb as it stands on the wire, in capitals.

@@ -116,7 +116,8 @@ func SizeOf(header []byte) (int, error) {
 }
 
 // Check verifies that b is one whole batch: magic, length, checksum, codec, and a record count that fits the offsets
-// and the bytes. It does not walk the records; the checksum vouches that they are what the writer made.
+// and the bytes: in a log that Kafka compacted there may be fewer records than offsets, and even none. It does not walk
+// the records; the checksum vouches that they are what the writer made.
 func (b Batch) Check() error {
 	size, err := SizeOf(b)
 	if err != nil {
@@ -139,15 +140,12 @@ func (b Batch) Check() error {
 
 func (b Batch) checkCount() error {
 	count, last := int64(b.Count()), int64(b.LastDelta())
-	if count < 1 || last < 0 || b.BaseOffset() < 0 || int64(b.BaseOffset()) > math.MaxInt64-last-1 {
+	if count < 0 || last < 0 || b.BaseOffset() < 0 || int64(b.BaseOffset()) > math.MaxInt64-last-1 {
 		return fmt.Errorf("%w: %d records from offset %d to delta %d", ErrCount, count, b.BaseOffset(), last)
 	}
-	if b.Codec() == CodecNone {
-		if count != last+1 || count*recordBytesMin > int64(len(b)-HeaderBytes) {
-			return fmt.Errorf("%w: %d records to delta %d in %d bytes", ErrCount, count, last, len(b))
-		}
-	} else if count > last+1 {
-		return fmt.Errorf("%w: %d records to delta %d", ErrCount, count, last)
+	plain, room := b.Codec() == CodecNone, int64(len(b)-HeaderBytes)
+	if count > last+1 || plain && (count*recordBytesMin > room || count == 0 && room > 0) {
+		return fmt.Errorf("%w: %d records to delta %d in %d bytes", ErrCount, count, last, len(b))
 	}
 	return nil
 }
@@ -225,6 +223,14 @@ func (b Batch) SetBase(o Offset) { binary.BigEndian.PutUint64(b[baseAt:], uint64
 func (b Batch) SetAppendTime(ms int64) {
 	binary.BigEndian.PutUint16(b[attributesAt:], uint16(b.Attributes()|attributeAppendTime))
 	binary.BigEndian.PutUint64(b[maxTimestampAt:], uint64(ms))
+	binary.BigEndian.PutUint32(b[crcAt:], checksum(b))
+}
+
+// SetPacked makes b whole, which is the header of a batch and its records as c has packed them: the length, the codec, and
+// the CRC anew.
+func (b Batch) SetPacked(c Codec) {
+	binary.BigEndian.PutUint32(b[lengthAt:], uint32(len(b)-lengthOverhead))
+	binary.BigEndian.PutUint16(b[attributesAt:], uint16(b.Attributes()&^attributeCodec)|uint16(c))
 	binary.BigEndian.PutUint32(b[crcAt:], checksum(b))
 }
 

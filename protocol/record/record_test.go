@@ -301,7 +301,6 @@ func TestCheckNamesTheFault(t *testing.T) {
 		"no records":          {put32(countAt, 0), ErrCount},
 		"negative records":    {put32(countAt, 1<<31), ErrCount},
 		"three of two":        {put32(countAt, 3), ErrCount},
-		"delta too large":     {put32(lastDeltaAt, 2), ErrCount},
 		"negative delta":      {put32(lastDeltaAt, math.MaxUint32), ErrCount},
 		"negative base":       {func(b Batch) Batch { b.SetBase(-1); return b }, ErrCount},
 		"last base":           {func(b Batch) Batch { b.SetBase(math.MaxInt64 - 1); return b }, ErrCount},
@@ -317,8 +316,17 @@ func TestCheckNamesTheFault(t *testing.T) {
 			}
 		})
 	}
-	if err := attributes(4)(Batch(bytes.Clone(good))).Check(); err != nil {
-		t.Errorf("a compressed batch: %v", err)
+	for name, change := range map[string]func(Batch) Batch{
+		"compressed":                  attributes(4),
+		"a record was compacted away": put32(lastDeltaAt, 2),
+		"all records were": func(b Batch) Batch {
+			return put32(lengthAt, HeaderBytes-lengthOverhead)(put32(countAt, 0)(b[:HeaderBytes]))
+		},
+		"all records of a packed one ": func(b Batch) Batch { return put32(countAt, 0)(attributes(4)(b)) },
+	} {
+		if err := change(Batch(bytes.Clone(good))).Check(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -2,8 +2,8 @@
 // Kafka's Java client), lz4 and zstd. It unpacks in a stream: what is in memory is one record, whatever the batch
 // claims, but for the window a codec needs. Two limits stand between it and a batch that was made to explode.
 //
-// It assumes a batch that passed record.Batch's Check and trusts none of it beyond that. It compresses nothing, and does
-// no I/O. It is a package of its own so that package record needs no other module.
+// It assumes a batch that passed record.Batch's Check and trusts none of it beyond that. A Packer is the other way round, for
+// clients. Neither does I/O. It is a package of its own so that package record needs no other module.
 package codec
 
 import (

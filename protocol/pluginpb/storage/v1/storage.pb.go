@@ -128,13 +128,16 @@ func (*DescribeRequest) Descriptor() ([]byte, []int) {
 }
 
 type DescribeResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Durability    string                 `protobuf:"bytes,3,opt,name=durability,proto3" json:"durability,omitempty"` // "disk" or "memory"
-	CanaryLend    uint64                 `protobuf:"varint,4,opt,name=canary_lend,json=canaryLend,proto3" json:"canary_lend,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version        string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Durability     string                 `protobuf:"bytes,3,opt,name=durability,proto3" json:"durability,omitempty"`                                // "disk" or "memory"
+	CanaryLend     uint64                 `protobuf:"varint,4,opt,name=canary_lend,json=canaryLend,proto3" json:"canary_lend,omitempty"`             // 0 where the store streams
+	Streams        bool                   `protobuf:"varint,5,opt,name=streams,proto3" json:"streams,omitempty"`                                     // what it lends are sockets
+	Pinned         bool                   `protobuf:"varint,6,opt,name=pinned,proto3" json:"pinned,omitempty"`                                       // what it lends lasts as long as somebody has it open
+	SegmentRecords int64                  `protobuf:"varint,7,opt,name=segment_records,json=segmentRecords,proto3" json:"segment_records,omitempty"` // bound on the records of a segment; 0: none of its own
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DescribeResponse) Reset() {
@@ -191,6 +194,27 @@ func (x *DescribeResponse) GetDurability() string {
 func (x *DescribeResponse) GetCanaryLend() uint64 {
 	if x != nil {
 		return x.CanaryLend
+	}
+	return 0
+}
+
+func (x *DescribeResponse) GetStreams() bool {
+	if x != nil {
+		return x.Streams
+	}
+	return false
+}
+
+func (x *DescribeResponse) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+func (x *DescribeResponse) GetSegmentRecords() int64 {
+	if x != nil {
+		return x.SegmentRecords
 	}
 	return 0
 }
@@ -305,13 +329,18 @@ func (x *OpenRequest) GetAdopt() bool {
 
 // Held is a lease that the core kept over a restart of the plugin.
 type Held struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Lease         uint64                 `protobuf:"varint,1,opt,name=lease,proto3" json:"lease,omitempty"`
-	Base          int64                  `protobuf:"varint,2,opt,name=base,proto3" json:"base,omitempty"`
-	Position      int64                  `protobuf:"varint,3,opt,name=position,proto3" json:"position,omitempty"`
-	Next          int64                  `protobuf:"varint,4,opt,name=next,proto3" json:"next,omitempty"`
-	Dev           uint64                 `protobuf:"varint,5,opt,name=dev,proto3" json:"dev,omitempty"`
-	Ino           uint64                 `protobuf:"varint,6,opt,name=ino,proto3" json:"ino,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Lease    uint64                 `protobuf:"varint,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	Base     int64                  `protobuf:"varint,2,opt,name=base,proto3" json:"base,omitempty"`
+	Position int64                  `protobuf:"varint,3,opt,name=position,proto3" json:"position,omitempty"`
+	Next     int64                  `protobuf:"varint,4,opt,name=next,proto3" json:"next,omitempty"`
+	Dev      uint64                 `protobuf:"varint,5,opt,name=dev,proto3" json:"dev,omitempty"`
+	Ino      uint64                 `protobuf:"varint,6,opt,name=ino,proto3" json:"ino,omitempty"`
+	// The rest is for stores whose files are pinned. Descriptors travel from the core to the plugin, and were sent before.
+	LogStart      int64          `protobuf:"varint,7,opt,name=log_start,json=logStart,proto3" json:"log_start,omitempty"`
+	MaxTimestamp  int64          `protobuf:"varint,8,opt,name=max_timestamp,json=maxTimestamp,proto3" json:"max_timestamp,omitempty"`
+	Lend          uint64         `protobuf:"varint,9,opt,name=lend,proto3" json:"lend,omitempty"`
+	Sealed        []*HeldSegment `protobuf:"bytes,10,rep,name=sealed,proto3" json:"sealed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -388,6 +417,87 @@ func (x *Held) GetIno() uint64 {
 	return 0
 }
 
+func (x *Held) GetLogStart() int64 {
+	if x != nil {
+		return x.LogStart
+	}
+	return 0
+}
+
+func (x *Held) GetMaxTimestamp() int64 {
+	if x != nil {
+		return x.MaxTimestamp
+	}
+	return 0
+}
+
+func (x *Held) GetLend() uint64 {
+	if x != nil {
+		return x.Lend
+	}
+	return 0
+}
+
+func (x *Held) GetSealed() []*HeldSegment {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+// HeldSegment is a sealed segment that the core has open.
+type HeldSegment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Segment       *Segment               `protobuf:"bytes,1,opt,name=segment,proto3" json:"segment,omitempty"`
+	Lend          uint64                 `protobuf:"varint,2,opt,name=lend,proto3" json:"lend,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldSegment) Reset() {
+	*x = HeldSegment{}
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldSegment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldSegment) ProtoMessage() {}
+
+func (x *HeldSegment) ProtoReflect() protoreflect.Message {
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldSegment.ProtoReflect.Descriptor instead.
+func (*HeldSegment) Descriptor() ([]byte, []int) {
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *HeldSegment) GetSegment() *Segment {
+	if x != nil {
+		return x.Segment
+	}
+	return nil
+}
+
+func (x *HeldSegment) GetLend() uint64 {
+	if x != nil {
+		return x.Lend
+	}
+	return 0
+}
+
 // OpenResponse is either a sign of life or the answer.
 type OpenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -402,7 +512,7 @@ type OpenResponse struct {
 
 func (x *OpenResponse) Reset() {
 	*x = OpenResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[5]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +524,7 @@ func (x *OpenResponse) String() string {
 func (*OpenResponse) ProtoMessage() {}
 
 func (x *OpenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[5]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +537,7 @@ func (x *OpenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenResponse.ProtoReflect.Descriptor instead.
 func (*OpenResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{5}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *OpenResponse) GetStep() isOpenResponse_Step {
@@ -482,7 +592,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[6]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +604,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[6]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +617,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{6}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Progress) GetDone() int64 {
@@ -529,15 +639,16 @@ type Opened struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lease         *Lease                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
 	LogStart      int64                  `protobuf:"varint,2,opt,name=log_start,json=logStart,proto3" json:"log_start,omitempty"`
-	Sealed        []*Segment             `protobuf:"bytes,3,rep,name=sealed,proto3" json:"sealed,omitempty"` // ascending, without gaps
-	Cut           *Cut                   `protobuf:"bytes,4,opt,name=cut,proto3" json:"cut,omitempty"`       // absent: recovery removed nothing
+	Sealed        []*Segment             `protobuf:"bytes,3,rep,name=sealed,proto3" json:"sealed,omitempty"`                         // ascending, without gaps
+	Cut           *Cut                   `protobuf:"bytes,4,opt,name=cut,proto3" json:"cut,omitempty"`                               // absent: recovery removed nothing
+	GapsBelow     int64                  `protobuf:"varint,5,opt,name=gaps_below,json=gapsBelow,proto3" json:"gaps_below,omitempty"` // below that offset batches may be missing: it was compacted elsewhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Opened) Reset() {
 	*x = Opened{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[7]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +660,7 @@ func (x *Opened) String() string {
 func (*Opened) ProtoMessage() {}
 
 func (x *Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[7]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +673,7 @@ func (x *Opened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Opened.ProtoReflect.Descriptor instead.
 func (*Opened) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{7}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Opened) GetLease() *Lease {
@@ -593,6 +704,13 @@ func (x *Opened) GetCut() *Cut {
 	return nil
 }
 
+func (x *Opened) GetGapsBelow() int64 {
+	if x != nil {
+		return x.GapsBelow
+	}
+	return 0
+}
+
 // Lease is the right to write one segment from position on.
 type Lease struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -610,7 +728,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[8]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +740,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[8]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +753,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{8}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Lease) GetEpoch() uint64 {
@@ -707,7 +825,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[9]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +837,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[9]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +850,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{9}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Segment) GetBase() int64 {
@@ -777,7 +895,7 @@ type Cut struct {
 
 func (x *Cut) Reset() {
 	*x = Cut{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[10]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +907,7 @@ func (x *Cut) String() string {
 func (*Cut) ProtoMessage() {}
 
 func (x *Cut) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[10]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +920,7 @@ func (x *Cut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cut.ProtoReflect.Descriptor instead.
 func (*Cut) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{10}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Cut) GetOffset() int64 {
@@ -848,13 +966,14 @@ type RollRequest struct {
 	Position      int64                  `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
 	Next          int64                  `protobuf:"varint,5,opt,name=next,proto3" json:"next,omitempty"`
 	MaxTimestamp  int64                  `protobuf:"varint,6,opt,name=max_timestamp,json=maxTimestamp,proto3" json:"max_timestamp,omitempty"`
+	Entries       []*Entry               `protobuf:"bytes,7,rep,name=entries,proto3" json:"entries,omitempty"` // that no note has told yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RollRequest) Reset() {
 	*x = RollRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[11]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +985,7 @@ func (x *RollRequest) String() string {
 func (*RollRequest) ProtoMessage() {}
 
 func (x *RollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[11]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +998,7 @@ func (x *RollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollRequest.ProtoReflect.Descriptor instead.
 func (*RollRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{11}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RollRequest) GetPartition() *Partition {
@@ -924,6 +1043,13 @@ func (x *RollRequest) GetMaxTimestamp() int64 {
 	return 0
 }
 
+func (x *RollRequest) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
 type RollResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lease         *Lease                 `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
@@ -933,7 +1059,7 @@ type RollResponse struct {
 
 func (x *RollResponse) Reset() {
 	*x = RollResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1071,7 @@ func (x *RollResponse) String() string {
 func (*RollResponse) ProtoMessage() {}
 
 func (x *RollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1084,7 @@ func (x *RollResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollResponse.ProtoReflect.Descriptor instead.
 func (*RollResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{12}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RollResponse) GetLease() *Lease {
@@ -978,7 +1104,7 @@ type LocateRequest struct {
 
 func (x *LocateRequest) Reset() {
 	*x = LocateRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1116,7 @@ func (x *LocateRequest) String() string {
 func (*LocateRequest) ProtoMessage() {}
 
 func (x *LocateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1129,7 @@ func (x *LocateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
 func (*LocateRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{13}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LocateRequest) GetPartition() *Partition {
@@ -1032,7 +1158,7 @@ type LocateResponse struct {
 
 func (x *LocateResponse) Reset() {
 	*x = LocateResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1170,7 @@ func (x *LocateResponse) String() string {
 func (*LocateResponse) ProtoMessage() {}
 
 func (x *LocateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1183,7 @@ func (x *LocateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateResponse.ProtoReflect.Descriptor instead.
 func (*LocateResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{14}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LocateResponse) GetSegment() *Segment {
@@ -1102,7 +1228,7 @@ type NoteRequest struct {
 
 func (x *NoteRequest) Reset() {
 	*x = NoteRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1240,7 @@ func (x *NoteRequest) String() string {
 func (*NoteRequest) ProtoMessage() {}
 
 func (x *NoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1253,7 @@ func (x *NoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteRequest.ProtoReflect.Descriptor instead.
 func (*NoteRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{15}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NoteRequest) GetPartition() *Partition {
@@ -1185,7 +1311,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1323,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1336,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{16}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Entry) GetLast() int64 {
@@ -1249,7 +1375,7 @@ type NoteResponse struct {
 
 func (x *NoteResponse) Reset() {
 	*x = NoteResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1387,7 @@ func (x *NoteResponse) String() string {
 func (*NoteResponse) ProtoMessage() {}
 
 func (x *NoteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1400,7 @@ func (x *NoteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteResponse.ProtoReflect.Descriptor instead.
 func (*NoteResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{17}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{18}
 }
 
 type CloseRequest struct {
@@ -1290,7 +1416,7 @@ type CloseRequest struct {
 
 func (x *CloseRequest) Reset() {
 	*x = CloseRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1428,7 @@ func (x *CloseRequest) String() string {
 func (*CloseRequest) ProtoMessage() {}
 
 func (x *CloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1441,7 @@ func (x *CloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseRequest.ProtoReflect.Descriptor instead.
 func (*CloseRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{18}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CloseRequest) GetPartition() *Partition {
@@ -1361,7 +1487,7 @@ type CloseResponse struct {
 
 func (x *CloseResponse) Reset() {
 	*x = CloseResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1499,7 @@ func (x *CloseResponse) String() string {
 func (*CloseResponse) ProtoMessage() {}
 
 func (x *CloseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1512,7 @@ func (x *CloseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseResponse.ProtoReflect.Descriptor instead.
 func (*CloseResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{19}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{20}
 }
 
 type DeleteRequest struct {
@@ -1398,7 +1524,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[20]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +1536,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[20]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +1549,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{20}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteRequest) GetPartition() *Partition {
@@ -1441,7 +1567,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[21]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1579,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[21]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1592,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{21}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{22}
 }
 
 type ExpireRequest struct {
@@ -1482,7 +1608,7 @@ type ExpireRequest struct {
 
 func (x *ExpireRequest) Reset() {
 	*x = ExpireRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[22]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1620,7 @@ func (x *ExpireRequest) String() string {
 func (*ExpireRequest) ProtoMessage() {}
 
 func (x *ExpireRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[22]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1633,7 @@ func (x *ExpireRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireRequest.ProtoReflect.Descriptor instead.
 func (*ExpireRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{22}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExpireRequest) GetPartition() *Partition {
@@ -1554,7 +1680,7 @@ type ExpireResponse struct {
 
 func (x *ExpireResponse) Reset() {
 	*x = ExpireResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[23]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1692,7 @@ func (x *ExpireResponse) String() string {
 func (*ExpireResponse) ProtoMessage() {}
 
 func (x *ExpireResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[23]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1705,7 @@ func (x *ExpireResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExpireResponse.ProtoReflect.Descriptor instead.
 func (*ExpireResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{23}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExpireResponse) GetLogStart() int64 {
@@ -1600,7 +1726,7 @@ type TrimRequest struct {
 
 func (x *TrimRequest) Reset() {
 	*x = TrimRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[24]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1738,7 @@ func (x *TrimRequest) String() string {
 func (*TrimRequest) ProtoMessage() {}
 
 func (x *TrimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[24]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1751,7 @@ func (x *TrimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimRequest.ProtoReflect.Descriptor instead.
 func (*TrimRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{24}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TrimRequest) GetPartition() *Partition {
@@ -1659,7 +1785,7 @@ type TrimResponse struct {
 
 func (x *TrimResponse) Reset() {
 	*x = TrimResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[25]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1797,7 @@ func (x *TrimResponse) String() string {
 func (*TrimResponse) ProtoMessage() {}
 
 func (x *TrimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[25]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1810,7 @@ func (x *TrimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrimResponse.ProtoReflect.Descriptor instead.
 func (*TrimResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{25}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TrimResponse) GetLogStart() int64 {
@@ -1714,7 +1840,7 @@ type TruncateRequest struct {
 
 func (x *TruncateRequest) Reset() {
 	*x = TruncateRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[26]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +1852,7 @@ func (x *TruncateRequest) String() string {
 func (*TruncateRequest) ProtoMessage() {}
 
 func (x *TruncateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[26]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +1865,7 @@ func (x *TruncateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateRequest.ProtoReflect.Descriptor instead.
 func (*TruncateRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{26}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TruncateRequest) GetPartition() *Partition {
@@ -1786,7 +1912,7 @@ type TruncateResponse struct {
 
 func (x *TruncateResponse) Reset() {
 	*x = TruncateResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[27]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1924,7 @@ func (x *TruncateResponse) String() string {
 func (*TruncateResponse) ProtoMessage() {}
 
 func (x *TruncateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[27]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1937,7 @@ func (x *TruncateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateResponse.ProtoReflect.Descriptor instead.
 func (*TruncateResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{27}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TruncateResponse) GetOpened() *Opened {
@@ -1830,7 +1956,7 @@ type AdoptableRequest struct {
 
 func (x *AdoptableRequest) Reset() {
 	*x = AdoptableRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[28]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +1968,7 @@ func (x *AdoptableRequest) String() string {
 func (*AdoptableRequest) ProtoMessage() {}
 
 func (x *AdoptableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[28]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +1981,7 @@ func (x *AdoptableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptableRequest.ProtoReflect.Descriptor instead.
 func (*AdoptableRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{28}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AdoptableRequest) GetTopic() string {
@@ -1876,7 +2002,7 @@ type AdoptableResponse struct {
 
 func (x *AdoptableResponse) Reset() {
 	*x = AdoptableResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[29]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +2014,7 @@ func (x *AdoptableResponse) String() string {
 func (*AdoptableResponse) ProtoMessage() {}
 
 func (x *AdoptableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[29]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +2027,7 @@ func (x *AdoptableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptableResponse.ProtoReflect.Descriptor instead.
 func (*AdoptableResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{29}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AdoptableResponse) GetTopicId() string {
@@ -1933,7 +2059,7 @@ type RoomRequest struct {
 
 func (x *RoomRequest) Reset() {
 	*x = RoomRequest{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2071,7 @@ func (x *RoomRequest) String() string {
 func (*RoomRequest) ProtoMessage() {}
 
 func (x *RoomRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2084,7 @@ func (x *RoomRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomRequest.ProtoReflect.Descriptor instead.
 func (*RoomRequest) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{30}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{31}
 }
 
 type RoomResponse struct {
@@ -1969,7 +2095,7 @@ type RoomResponse struct {
 
 func (x *RoomResponse) Reset() {
 	*x = RoomResponse{}
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2107,7 @@ func (x *RoomResponse) String() string {
 func (*RoomResponse) ProtoMessage() {}
 
 func (x *RoomResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2120,7 @@ func (x *RoomResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoomResponse.ProtoReflect.Descriptor instead.
 func (*RoomResponse) Descriptor() ([]byte, []int) {
-	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{31}
+	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP(), []int{32}
 }
 
 var File_protocol_pluginpb_storage_v1_storage_proto protoreflect.FileDescriptor
@@ -2006,7 +2132,7 @@ const file_protocol_pluginpb_storage_v1_storage_proto_rawDesc = "" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x19\n" +
 	"\btopic_id\x18\x02 \x01(\tR\atopicId\x12\x0e\n" +
 	"\x02id\x18\x03 \x01(\x05R\x02id\"\x11\n" +
-	"\x0fDescribeRequest\"\x81\x01\n" +
+	"\x0fDescribeRequest\"\xdc\x01\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1e\n" +
@@ -2014,7 +2140,10 @@ const file_protocol_pluginpb_storage_v1_storage_proto_rawDesc = "" +
 	"durability\x18\x03 \x01(\tR\n" +
 	"durability\x12\x1f\n" +
 	"\vcanary_lend\x18\x04 \x01(\x04R\n" +
-	"canaryLend\"\xaf\x02\n" +
+	"canaryLend\x12\x18\n" +
+	"\astreams\x18\x05 \x01(\bR\astreams\x12\x16\n" +
+	"\x06pinned\x18\x06 \x01(\bR\x06pinned\x12'\n" +
+	"\x0fsegment_records\x18\a \x01(\x03R\x0esegmentRecords\"\xaf\x02\n" +
 	"\vOpenRequest\x12=\n" +
 	"\tpartition\x18\x01 \x01(\v2\x1f.trunkline.storage.v1.PartitionR\tpartition\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
@@ -2024,26 +2153,36 @@ const file_protocol_pluginpb_storage_v1_storage_proto_rawDesc = "" +
 	"\x04held\x18\x06 \x01(\v2\x1a.trunkline.storage.v1.HeldR\x04held\x12\x18\n" +
 	"\aceiling\x18\a \x01(\x03R\aceiling\x12\x12\n" +
 	"\x04lazy\x18\b \x01(\bR\x04lazy\x12\x14\n" +
-	"\x05adopt\x18\t \x01(\bR\x05adopt\"\x84\x01\n" +
+	"\x05adopt\x18\t \x01(\bR\x05adopt\"\x95\x02\n" +
 	"\x04Held\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\x04R\x05lease\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\x03R\x04base\x12\x1a\n" +
 	"\bposition\x18\x03 \x01(\x03R\bposition\x12\x12\n" +
 	"\x04next\x18\x04 \x01(\x03R\x04next\x12\x10\n" +
 	"\x03dev\x18\x05 \x01(\x04R\x03dev\x12\x10\n" +
-	"\x03ino\x18\x06 \x01(\x04R\x03ino\"\x8c\x01\n" +
+	"\x03ino\x18\x06 \x01(\x04R\x03ino\x12\x1b\n" +
+	"\tlog_start\x18\a \x01(\x03R\blogStart\x12#\n" +
+	"\rmax_timestamp\x18\b \x01(\x03R\fmaxTimestamp\x12\x12\n" +
+	"\x04lend\x18\t \x01(\x04R\x04lend\x129\n" +
+	"\x06sealed\x18\n" +
+	" \x03(\v2!.trunkline.storage.v1.HeldSegmentR\x06sealed\"Z\n" +
+	"\vHeldSegment\x127\n" +
+	"\asegment\x18\x01 \x01(\v2\x1d.trunkline.storage.v1.SegmentR\asegment\x12\x12\n" +
+	"\x04lend\x18\x02 \x01(\x04R\x04lend\"\x8c\x01\n" +
 	"\fOpenResponse\x12<\n" +
 	"\bprogress\x18\x01 \x01(\v2\x1e.trunkline.storage.v1.ProgressH\x00R\bprogress\x126\n" +
 	"\x06opened\x18\x02 \x01(\v2\x1c.trunkline.storage.v1.OpenedH\x00R\x06openedB\x06\n" +
 	"\x04step\"4\n" +
 	"\bProgress\x12\x12\n" +
 	"\x04done\x18\x01 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x02 \x01(\x03R\x05total\"\xbc\x01\n" +
+	"\x05total\x18\x02 \x01(\x03R\x05total\"\xdb\x01\n" +
 	"\x06Opened\x121\n" +
 	"\x05lease\x18\x01 \x01(\v2\x1b.trunkline.storage.v1.LeaseR\x05lease\x12\x1b\n" +
 	"\tlog_start\x18\x02 \x01(\x03R\blogStart\x125\n" +
 	"\x06sealed\x18\x03 \x03(\v2\x1d.trunkline.storage.v1.SegmentR\x06sealed\x12+\n" +
-	"\x03cut\x18\x04 \x01(\v2\x19.trunkline.storage.v1.CutR\x03cut\"\xbe\x01\n" +
+	"\x03cut\x18\x04 \x01(\v2\x19.trunkline.storage.v1.CutR\x03cut\x12\x1d\n" +
+	"\n" +
+	"gaps_below\x18\x05 \x01(\x03R\tgapsBelow\"\xbe\x01\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\x03R\x04base\x12\x12\n" +
@@ -2063,14 +2202,15 @@ const file_protocol_pluginpb_storage_v1_storage_proto_rawDesc = "" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x19\n" +
 	"\bsaved_as\x18\x04 \x01(\tR\asavedAs\x12\x14\n" +
-	"\x05dirty\x18\x05 \x01(\bR\x05dirty\"\xd3\x01\n" +
+	"\x05dirty\x18\x05 \x01(\bR\x05dirty\"\x8a\x02\n" +
 	"\vRollRequest\x12=\n" +
 	"\tpartition\x18\x01 \x01(\v2\x1f.trunkline.storage.v1.PartitionR\tpartition\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x14\n" +
 	"\x05lease\x18\x03 \x01(\x04R\x05lease\x12\x1a\n" +
 	"\bposition\x18\x04 \x01(\x03R\bposition\x12\x12\n" +
 	"\x04next\x18\x05 \x01(\x03R\x04next\x12#\n" +
-	"\rmax_timestamp\x18\x06 \x01(\x03R\fmaxTimestamp\"A\n" +
+	"\rmax_timestamp\x18\x06 \x01(\x03R\fmaxTimestamp\x125\n" +
+	"\aentries\x18\a \x03(\v2\x1b.trunkline.storage.v1.EntryR\aentries\"A\n" +
 	"\fRollResponse\x121\n" +
 	"\x05lease\x18\x01 \x01(\v2\x1b.trunkline.storage.v1.LeaseR\x05lease\"f\n" +
 	"\rLocateRequest\x12=\n" +
@@ -2164,90 +2304,94 @@ func file_protocol_pluginpb_storage_v1_storage_proto_rawDescGZIP() []byte {
 	return file_protocol_pluginpb_storage_v1_storage_proto_rawDescData
 }
 
-var file_protocol_pluginpb_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_protocol_pluginpb_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_protocol_pluginpb_storage_v1_storage_proto_goTypes = []any{
 	(*Partition)(nil),         // 0: trunkline.storage.v1.Partition
 	(*DescribeRequest)(nil),   // 1: trunkline.storage.v1.DescribeRequest
 	(*DescribeResponse)(nil),  // 2: trunkline.storage.v1.DescribeResponse
 	(*OpenRequest)(nil),       // 3: trunkline.storage.v1.OpenRequest
 	(*Held)(nil),              // 4: trunkline.storage.v1.Held
-	(*OpenResponse)(nil),      // 5: trunkline.storage.v1.OpenResponse
-	(*Progress)(nil),          // 6: trunkline.storage.v1.Progress
-	(*Opened)(nil),            // 7: trunkline.storage.v1.Opened
-	(*Lease)(nil),             // 8: trunkline.storage.v1.Lease
-	(*Segment)(nil),           // 9: trunkline.storage.v1.Segment
-	(*Cut)(nil),               // 10: trunkline.storage.v1.Cut
-	(*RollRequest)(nil),       // 11: trunkline.storage.v1.RollRequest
-	(*RollResponse)(nil),      // 12: trunkline.storage.v1.RollResponse
-	(*LocateRequest)(nil),     // 13: trunkline.storage.v1.LocateRequest
-	(*LocateResponse)(nil),    // 14: trunkline.storage.v1.LocateResponse
-	(*NoteRequest)(nil),       // 15: trunkline.storage.v1.NoteRequest
-	(*Entry)(nil),             // 16: trunkline.storage.v1.Entry
-	(*NoteResponse)(nil),      // 17: trunkline.storage.v1.NoteResponse
-	(*CloseRequest)(nil),      // 18: trunkline.storage.v1.CloseRequest
-	(*CloseResponse)(nil),     // 19: trunkline.storage.v1.CloseResponse
-	(*DeleteRequest)(nil),     // 20: trunkline.storage.v1.DeleteRequest
-	(*DeleteResponse)(nil),    // 21: trunkline.storage.v1.DeleteResponse
-	(*ExpireRequest)(nil),     // 22: trunkline.storage.v1.ExpireRequest
-	(*ExpireResponse)(nil),    // 23: trunkline.storage.v1.ExpireResponse
-	(*TrimRequest)(nil),       // 24: trunkline.storage.v1.TrimRequest
-	(*TrimResponse)(nil),      // 25: trunkline.storage.v1.TrimResponse
-	(*TruncateRequest)(nil),   // 26: trunkline.storage.v1.TruncateRequest
-	(*TruncateResponse)(nil),  // 27: trunkline.storage.v1.TruncateResponse
-	(*AdoptableRequest)(nil),  // 28: trunkline.storage.v1.AdoptableRequest
-	(*AdoptableResponse)(nil), // 29: trunkline.storage.v1.AdoptableResponse
-	(*RoomRequest)(nil),       // 30: trunkline.storage.v1.RoomRequest
-	(*RoomResponse)(nil),      // 31: trunkline.storage.v1.RoomResponse
+	(*HeldSegment)(nil),       // 5: trunkline.storage.v1.HeldSegment
+	(*OpenResponse)(nil),      // 6: trunkline.storage.v1.OpenResponse
+	(*Progress)(nil),          // 7: trunkline.storage.v1.Progress
+	(*Opened)(nil),            // 8: trunkline.storage.v1.Opened
+	(*Lease)(nil),             // 9: trunkline.storage.v1.Lease
+	(*Segment)(nil),           // 10: trunkline.storage.v1.Segment
+	(*Cut)(nil),               // 11: trunkline.storage.v1.Cut
+	(*RollRequest)(nil),       // 12: trunkline.storage.v1.RollRequest
+	(*RollResponse)(nil),      // 13: trunkline.storage.v1.RollResponse
+	(*LocateRequest)(nil),     // 14: trunkline.storage.v1.LocateRequest
+	(*LocateResponse)(nil),    // 15: trunkline.storage.v1.LocateResponse
+	(*NoteRequest)(nil),       // 16: trunkline.storage.v1.NoteRequest
+	(*Entry)(nil),             // 17: trunkline.storage.v1.Entry
+	(*NoteResponse)(nil),      // 18: trunkline.storage.v1.NoteResponse
+	(*CloseRequest)(nil),      // 19: trunkline.storage.v1.CloseRequest
+	(*CloseResponse)(nil),     // 20: trunkline.storage.v1.CloseResponse
+	(*DeleteRequest)(nil),     // 21: trunkline.storage.v1.DeleteRequest
+	(*DeleteResponse)(nil),    // 22: trunkline.storage.v1.DeleteResponse
+	(*ExpireRequest)(nil),     // 23: trunkline.storage.v1.ExpireRequest
+	(*ExpireResponse)(nil),    // 24: trunkline.storage.v1.ExpireResponse
+	(*TrimRequest)(nil),       // 25: trunkline.storage.v1.TrimRequest
+	(*TrimResponse)(nil),      // 26: trunkline.storage.v1.TrimResponse
+	(*TruncateRequest)(nil),   // 27: trunkline.storage.v1.TruncateRequest
+	(*TruncateResponse)(nil),  // 28: trunkline.storage.v1.TruncateResponse
+	(*AdoptableRequest)(nil),  // 29: trunkline.storage.v1.AdoptableRequest
+	(*AdoptableResponse)(nil), // 30: trunkline.storage.v1.AdoptableResponse
+	(*RoomRequest)(nil),       // 31: trunkline.storage.v1.RoomRequest
+	(*RoomResponse)(nil),      // 32: trunkline.storage.v1.RoomResponse
 }
 var file_protocol_pluginpb_storage_v1_storage_proto_depIdxs = []int32{
 	0,  // 0: trunkline.storage.v1.OpenRequest.partition:type_name -> trunkline.storage.v1.Partition
 	4,  // 1: trunkline.storage.v1.OpenRequest.held:type_name -> trunkline.storage.v1.Held
-	6,  // 2: trunkline.storage.v1.OpenResponse.progress:type_name -> trunkline.storage.v1.Progress
-	7,  // 3: trunkline.storage.v1.OpenResponse.opened:type_name -> trunkline.storage.v1.Opened
-	8,  // 4: trunkline.storage.v1.Opened.lease:type_name -> trunkline.storage.v1.Lease
-	9,  // 5: trunkline.storage.v1.Opened.sealed:type_name -> trunkline.storage.v1.Segment
-	10, // 6: trunkline.storage.v1.Opened.cut:type_name -> trunkline.storage.v1.Cut
-	0,  // 7: trunkline.storage.v1.RollRequest.partition:type_name -> trunkline.storage.v1.Partition
-	8,  // 8: trunkline.storage.v1.RollResponse.lease:type_name -> trunkline.storage.v1.Lease
-	0,  // 9: trunkline.storage.v1.LocateRequest.partition:type_name -> trunkline.storage.v1.Partition
-	9,  // 10: trunkline.storage.v1.LocateResponse.segment:type_name -> trunkline.storage.v1.Segment
-	0,  // 11: trunkline.storage.v1.NoteRequest.partition:type_name -> trunkline.storage.v1.Partition
-	16, // 12: trunkline.storage.v1.NoteRequest.entries:type_name -> trunkline.storage.v1.Entry
-	0,  // 13: trunkline.storage.v1.CloseRequest.partition:type_name -> trunkline.storage.v1.Partition
-	0,  // 14: trunkline.storage.v1.DeleteRequest.partition:type_name -> trunkline.storage.v1.Partition
-	0,  // 15: trunkline.storage.v1.ExpireRequest.partition:type_name -> trunkline.storage.v1.Partition
-	0,  // 16: trunkline.storage.v1.TrimRequest.partition:type_name -> trunkline.storage.v1.Partition
-	0,  // 17: trunkline.storage.v1.TruncateRequest.partition:type_name -> trunkline.storage.v1.Partition
-	7,  // 18: trunkline.storage.v1.TruncateResponse.opened:type_name -> trunkline.storage.v1.Opened
-	1,  // 19: trunkline.storage.v1.Storage.Describe:input_type -> trunkline.storage.v1.DescribeRequest
-	3,  // 20: trunkline.storage.v1.Storage.Open:input_type -> trunkline.storage.v1.OpenRequest
-	11, // 21: trunkline.storage.v1.Storage.Roll:input_type -> trunkline.storage.v1.RollRequest
-	13, // 22: trunkline.storage.v1.Storage.Locate:input_type -> trunkline.storage.v1.LocateRequest
-	15, // 23: trunkline.storage.v1.Storage.Note:input_type -> trunkline.storage.v1.NoteRequest
-	18, // 24: trunkline.storage.v1.Storage.Close:input_type -> trunkline.storage.v1.CloseRequest
-	20, // 25: trunkline.storage.v1.Storage.Delete:input_type -> trunkline.storage.v1.DeleteRequest
-	22, // 26: trunkline.storage.v1.Storage.Expire:input_type -> trunkline.storage.v1.ExpireRequest
-	24, // 27: trunkline.storage.v1.Storage.Trim:input_type -> trunkline.storage.v1.TrimRequest
-	26, // 28: trunkline.storage.v1.Storage.Truncate:input_type -> trunkline.storage.v1.TruncateRequest
-	28, // 29: trunkline.storage.v1.Storage.Adoptable:input_type -> trunkline.storage.v1.AdoptableRequest
-	30, // 30: trunkline.storage.v1.Storage.Room:input_type -> trunkline.storage.v1.RoomRequest
-	2,  // 31: trunkline.storage.v1.Storage.Describe:output_type -> trunkline.storage.v1.DescribeResponse
-	5,  // 32: trunkline.storage.v1.Storage.Open:output_type -> trunkline.storage.v1.OpenResponse
-	12, // 33: trunkline.storage.v1.Storage.Roll:output_type -> trunkline.storage.v1.RollResponse
-	14, // 34: trunkline.storage.v1.Storage.Locate:output_type -> trunkline.storage.v1.LocateResponse
-	17, // 35: trunkline.storage.v1.Storage.Note:output_type -> trunkline.storage.v1.NoteResponse
-	19, // 36: trunkline.storage.v1.Storage.Close:output_type -> trunkline.storage.v1.CloseResponse
-	21, // 37: trunkline.storage.v1.Storage.Delete:output_type -> trunkline.storage.v1.DeleteResponse
-	23, // 38: trunkline.storage.v1.Storage.Expire:output_type -> trunkline.storage.v1.ExpireResponse
-	25, // 39: trunkline.storage.v1.Storage.Trim:output_type -> trunkline.storage.v1.TrimResponse
-	27, // 40: trunkline.storage.v1.Storage.Truncate:output_type -> trunkline.storage.v1.TruncateResponse
-	29, // 41: trunkline.storage.v1.Storage.Adoptable:output_type -> trunkline.storage.v1.AdoptableResponse
-	31, // 42: trunkline.storage.v1.Storage.Room:output_type -> trunkline.storage.v1.RoomResponse
-	31, // [31:43] is the sub-list for method output_type
-	19, // [19:31] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	5,  // 2: trunkline.storage.v1.Held.sealed:type_name -> trunkline.storage.v1.HeldSegment
+	10, // 3: trunkline.storage.v1.HeldSegment.segment:type_name -> trunkline.storage.v1.Segment
+	7,  // 4: trunkline.storage.v1.OpenResponse.progress:type_name -> trunkline.storage.v1.Progress
+	8,  // 5: trunkline.storage.v1.OpenResponse.opened:type_name -> trunkline.storage.v1.Opened
+	9,  // 6: trunkline.storage.v1.Opened.lease:type_name -> trunkline.storage.v1.Lease
+	10, // 7: trunkline.storage.v1.Opened.sealed:type_name -> trunkline.storage.v1.Segment
+	11, // 8: trunkline.storage.v1.Opened.cut:type_name -> trunkline.storage.v1.Cut
+	0,  // 9: trunkline.storage.v1.RollRequest.partition:type_name -> trunkline.storage.v1.Partition
+	17, // 10: trunkline.storage.v1.RollRequest.entries:type_name -> trunkline.storage.v1.Entry
+	9,  // 11: trunkline.storage.v1.RollResponse.lease:type_name -> trunkline.storage.v1.Lease
+	0,  // 12: trunkline.storage.v1.LocateRequest.partition:type_name -> trunkline.storage.v1.Partition
+	10, // 13: trunkline.storage.v1.LocateResponse.segment:type_name -> trunkline.storage.v1.Segment
+	0,  // 14: trunkline.storage.v1.NoteRequest.partition:type_name -> trunkline.storage.v1.Partition
+	17, // 15: trunkline.storage.v1.NoteRequest.entries:type_name -> trunkline.storage.v1.Entry
+	0,  // 16: trunkline.storage.v1.CloseRequest.partition:type_name -> trunkline.storage.v1.Partition
+	0,  // 17: trunkline.storage.v1.DeleteRequest.partition:type_name -> trunkline.storage.v1.Partition
+	0,  // 18: trunkline.storage.v1.ExpireRequest.partition:type_name -> trunkline.storage.v1.Partition
+	0,  // 19: trunkline.storage.v1.TrimRequest.partition:type_name -> trunkline.storage.v1.Partition
+	0,  // 20: trunkline.storage.v1.TruncateRequest.partition:type_name -> trunkline.storage.v1.Partition
+	8,  // 21: trunkline.storage.v1.TruncateResponse.opened:type_name -> trunkline.storage.v1.Opened
+	1,  // 22: trunkline.storage.v1.Storage.Describe:input_type -> trunkline.storage.v1.DescribeRequest
+	3,  // 23: trunkline.storage.v1.Storage.Open:input_type -> trunkline.storage.v1.OpenRequest
+	12, // 24: trunkline.storage.v1.Storage.Roll:input_type -> trunkline.storage.v1.RollRequest
+	14, // 25: trunkline.storage.v1.Storage.Locate:input_type -> trunkline.storage.v1.LocateRequest
+	16, // 26: trunkline.storage.v1.Storage.Note:input_type -> trunkline.storage.v1.NoteRequest
+	19, // 27: trunkline.storage.v1.Storage.Close:input_type -> trunkline.storage.v1.CloseRequest
+	21, // 28: trunkline.storage.v1.Storage.Delete:input_type -> trunkline.storage.v1.DeleteRequest
+	23, // 29: trunkline.storage.v1.Storage.Expire:input_type -> trunkline.storage.v1.ExpireRequest
+	25, // 30: trunkline.storage.v1.Storage.Trim:input_type -> trunkline.storage.v1.TrimRequest
+	27, // 31: trunkline.storage.v1.Storage.Truncate:input_type -> trunkline.storage.v1.TruncateRequest
+	29, // 32: trunkline.storage.v1.Storage.Adoptable:input_type -> trunkline.storage.v1.AdoptableRequest
+	31, // 33: trunkline.storage.v1.Storage.Room:input_type -> trunkline.storage.v1.RoomRequest
+	2,  // 34: trunkline.storage.v1.Storage.Describe:output_type -> trunkline.storage.v1.DescribeResponse
+	6,  // 35: trunkline.storage.v1.Storage.Open:output_type -> trunkline.storage.v1.OpenResponse
+	13, // 36: trunkline.storage.v1.Storage.Roll:output_type -> trunkline.storage.v1.RollResponse
+	15, // 37: trunkline.storage.v1.Storage.Locate:output_type -> trunkline.storage.v1.LocateResponse
+	18, // 38: trunkline.storage.v1.Storage.Note:output_type -> trunkline.storage.v1.NoteResponse
+	20, // 39: trunkline.storage.v1.Storage.Close:output_type -> trunkline.storage.v1.CloseResponse
+	22, // 40: trunkline.storage.v1.Storage.Delete:output_type -> trunkline.storage.v1.DeleteResponse
+	24, // 41: trunkline.storage.v1.Storage.Expire:output_type -> trunkline.storage.v1.ExpireResponse
+	26, // 42: trunkline.storage.v1.Storage.Trim:output_type -> trunkline.storage.v1.TrimResponse
+	28, // 43: trunkline.storage.v1.Storage.Truncate:output_type -> trunkline.storage.v1.TruncateResponse
+	30, // 44: trunkline.storage.v1.Storage.Adoptable:output_type -> trunkline.storage.v1.AdoptableResponse
+	32, // 45: trunkline.storage.v1.Storage.Room:output_type -> trunkline.storage.v1.RoomResponse
+	34, // [34:46] is the sub-list for method output_type
+	22, // [22:34] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_protocol_pluginpb_storage_v1_storage_proto_init() }
@@ -2255,7 +2399,7 @@ func file_protocol_pluginpb_storage_v1_storage_proto_init() {
 	if File_protocol_pluginpb_storage_v1_storage_proto != nil {
 		return
 	}
-	file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[5].OneofWrappers = []any{
+	file_protocol_pluginpb_storage_v1_storage_proto_msgTypes[6].OneofWrappers = []any{
 		(*OpenResponse_Progress)(nil),
 		(*OpenResponse_Opened)(nil),
 	}
@@ -2265,7 +2409,7 @@ func file_protocol_pluginpb_storage_v1_storage_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocol_pluginpb_storage_v1_storage_proto_rawDesc), len(file_protocol_pluginpb_storage_v1_storage_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
