@@ -5,8 +5,9 @@
 // Use: New, Start (once, synchronous), then Run until the context ends. What the plugin is for is the business of
 // OnUp, which gets the connection and returns nil when the plugin is ready; OnDown takes it back.
 //
-// It assumes Linux: Pdeathsig, process groups, waitid. It knows no contract of any kind of plugin, sets no deadlines on
-// calls other than its own (the …rpc packages do), and never gives a plugin up for good: restarts only grow rarer.
+// It assumes Linux: Pdeathsig, process groups, waitid. It knows no contract of any kind of plugin and sets no deadlines on
+// calls other than its own (the …rpc packages do). Unless a breaker is set, it never gives a plugin up: restarts only
+// grow rarer.
 package host
 
 import (
@@ -21,9 +22,14 @@ import (
 // Spec says what to run.
 type Spec struct {
 	Kind, Name string   // "storage", "filelog"
-	Command    []string // absolute path and arguments
+	Command    []string // absolute path and arguments; of a third party's plugin Executable says it
+	// Executable opens a third party's plugin, looked at and compared with what it is pinned to. It is called for each
+	// start, and on a reload before the running process is touched; the host closes what it got. Nil: Command is run.
+	Executable func() (*Executable, error)
 	// Config is a JSON object, handed over in the environment. Empty: none.
 	Config []byte
+	// Data is the data directory, for plugins that keep something there; handed over in the environment. Empty: none.
+	Data string
 	// RunDir is where sockets live, below a directory of kind and name that is made 0700 and swept at each start. Two
 	// supervisors of one kind and name must not share it. A socket's path has at most 107 bytes, so keep it short.
 	RunDir string
@@ -33,9 +39,12 @@ type Spec struct {
 	// OnUp adopts an instance, which is ready when it returned nil. ctx ends when the instance does, and when OnUp
 	// returns. An error kills the instance. Nil: ready at once.
 	OnUp func(ctx context.Context, inst *Instance) error
-	// OnDown is called once for each OnUp that returned nil, when that instance is gone or being killed, and has
-	// returned before a successor starts. Nil: nobody wants to know.
-	OnDown func(err error)
+	// OnDown is called once for each OnUp that returned nil, when that instance is gone or being killed, or a successor
+	// that overlaps it has taken over. Without Overlap it has returned before a successor starts. Nil: nobody wants to know.
+	OnDown func(inst *Instance, err error)
+	// Overlap allows a reload to start the successor, OnUp included, while the predecessor still serves. Plugins that
+	// own something, a directory or a session, must not.
+	Overlap bool
 }
 
 // Options are the clocks of supervision. The zero value is the defaults.
@@ -50,6 +59,10 @@ type Options struct {
 	// BackoffMin doubles with each crash up to BackoffMax, and starts over when an instance was ready for a minute.
 	// Defaults 100 ms, 30 s.
 	BackoffMin, BackoffMax time.Duration
+	// BreakerCrashes and BreakerWindow say when a plugin is left stopped until it is reloaded: that many crashes, failed
+	// starts among them, within that time. Defaults 0, which is never, and a minute.
+	BreakerCrashes int
+	BreakerWindow  time.Duration
 	// ShutdownTimeout is what a plugin has for ending by itself. Default 5 s.
 	ShutdownTimeout time.Duration
 	// Logger gets the host's own lines and the plugin's. Default slog.Default().
@@ -62,6 +75,7 @@ func (o Options) withDefaults() Options {
 	setDuration(&o.HeartbeatTimeout, time.Second)
 	setDuration(&o.BackoffMin, 100*time.Millisecond)
 	setDuration(&o.BackoffMax, 30*time.Second)
+	setDuration(&o.BreakerWindow, time.Minute)
 	setDuration(&o.ShutdownTimeout, 5*time.Second)
 	if o.HeartbeatMisses <= 0 {
 		o.HeartbeatMisses = 2
@@ -82,8 +96,10 @@ func setDuration(d *time.Duration, byDefault time.Duration) {
 var (
 	// ErrStartTimeout says that the plugin was not ready to talk within Options.StartTimeout.
 	ErrStartTimeout = errors.New("no working connection in time")
-	// ErrHandshake says that what the plugin printed first is no handshake, or one of another version.
+	// ErrHandshake says that what the plugin printed first is no handshake.
 	ErrHandshake = errors.New("handshake is wrong")
+	// ErrProtocol says that host and plugin have no version of the plugin protocol in common.
+	ErrProtocol = errors.New("plugin protocol does not fit")
 	// ErrExited says that the process ended by itself, or by a hand that is not ours.
 	ErrExited = errors.New("plugin process ended")
 	// ErrHung says that heartbeats were missed.
@@ -92,6 +108,10 @@ var (
 	ErrWrongPlugin = errors.New("process is another plugin")
 	// ErrStopped says that the supervisor was told to stop.
 	ErrStopped = errors.New("supervisor stops")
+	// ErrReloaded says that the instance was replaced because somebody asked for it.
+	ErrReloaded = errors.New("plugin was reloaded")
+	// ErrBreaker says that the plugin crashed too often to be started again without being told to.
+	ErrBreaker = errors.New("crashed too often")
 	// ErrSpec says that a Spec cannot be run, whatever the plugin does.
 	ErrSpec = errors.New("plugin cannot be set up")
 )
@@ -126,9 +146,16 @@ const (
 // Status is what an operator sees of a plugin.
 type Status struct {
 	Kind, Name string
-	State      string // one of the State constants
-	PID        int    // 0 when no process runs
-	Restarts   int    // starts after the first
-	LastError  string // why the last instance ended or did not start; kept after a good restart
-	Version    string // what the running plugin says of itself; empty when it says nothing
+	State      string    // one of the State constants
+	Since      time.Time // when it came to be in that state
+	PID        int       // 0 when no process runs
+	RSS        int64     // memory of the process, in bytes; 0 when no process runs
+	Restarts   int       // starts after the first
+	LastError  string    // why the last instance ended or did not start; kept after a good restart
+	Version    string    // what the running plugin says of itself; empty when it says nothing
+	Protocol   int       // version of the plugin protocol that is spoken; 0 before the first handshake
+	// Path and SHA256 are of the executable that was started last; empty for what lives in the host's own binary.
+	Path, SHA256 string
+	// Interpreter is the program that runs a script; nobody checked that one. Empty: there is none.
+	Interpreter string
 }

@@ -24,6 +24,7 @@ type Instance struct {
 	conn    *grpc.ClientConn // go-plugin's; for calls
 	heart   *grpc.ClientConn // of its own, so that a call that fills the other one does not look like a hang
 	version string
+	exe     *Executable   // what was started; nil: the command. Its descriptor is closed
 	doomed  chan struct{} // closed when it is being killed or has ended
 	stop    context.CancelFunc
 	wg      sync.WaitGroup // heartbeat and death watch
@@ -59,6 +60,12 @@ func (i *Instance) doom(reason error) {
 		close(i.doomed)
 	}
 }
+
+// Version is what the plugin says of itself; empty when it says nothing.
+func (i *Instance) Version() string { return i.version }
+
+// Protocol is the version of the plugin protocol that is spoken with it.
+func (i *Instance) Protocol() int { return i.client.NegotiatedVersion() }
 
 // cause is why the instance is doomed, nil while it is not.
 func (i *Instance) cause() error {

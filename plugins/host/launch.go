@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -36,17 +38,27 @@ func (s *Supervisor) launch(ctx context.Context, number uint64) (*Instance, erro
 	if err != nil {
 		return nil, err
 	}
-	files, err := s.inherited()
+	exe, err := s.executable()
 	if err != nil {
 		return nil, err
 	}
-	cmd, err := s.command(files)
+	files, err := s.inherited()
+	if exe != nil {
+		files = append(files, exe.file)
+	}
+	if err != nil {
+		return nil, errors.Join(err, closeAll(files))
+	}
+	cmd, err := s.command(exe, files)
 	if err != nil {
 		return nil, errors.Join(err, closeAll(files))
 	}
 	lines := newLineLog(s.log.With("plugin", s.spec.Kind+"/"+s.spec.Name), time.Now)
 	proc := newProcess(s.starter, cmd, sockDir, lines)
-	inst := &Instance{number: number, proc: proc, doomed: make(chan struct{})}
+	for _, v := range s.versions {
+		proc.versions = append(proc.versions, strconv.Itoa(v))
+	}
+	inst := &Instance{number: number, proc: proc, exe: exe, doomed: make(chan struct{})}
 	inst.client = plugin.NewClient(s.clientConfig(proc, sockDir))
 
 	ctx, cancel := context.WithTimeoutCause(ctx, s.opt.StartTimeout, ErrStartTimeout)
@@ -161,6 +173,9 @@ func (p *process) explain(ctx context.Context, err error) error {
 		}
 	case strings.Count(line, "|") < 3:
 		return fmt.Errorf("%w: the plugin printed %q first; it must print nothing before its handshake", ErrHandshake, clean(line, 120))
+	case !slices.Contains(p.versions, strings.Split(line, "|")[1]):
+		return fmt.Errorf("%w: the plugin speaks version %s, this host speaks %s; build the plugin with another version of the SDK, or use another server",
+			ErrProtocol, clean(strings.Split(line, "|")[1], 20), strings.Join(p.versions, " and "))
 	}
 	return fmt.Errorf("%w: %s", ErrHandshake, clean(err.Error(), saidBytesMax))
 }
@@ -171,7 +186,7 @@ func (s *Supervisor) clientConfig(proc *process, sockDir string) *plugin.ClientC
 			MagicCookieKey:   handshake.CookieKey,
 			MagicCookieValue: handshake.CookieValue,
 		},
-		VersionedPlugins: map[int]plugin.PluginSet{handshake.ProtocolVersion: {dispensed: borrowed{}}},
+		VersionedPlugins: s.offered(),
 		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
 		SkipHostEnv:      true,
 		// Later than ours, which knows the pid and kills.
@@ -192,20 +207,60 @@ func (s *Supervisor) clientConfig(proc *process, sockDir string) *plugin.ClientC
 	}
 }
 
-// command is the child without what go-plugin adds.
-func (s *Supervisor) command(files []*os.File) (*exec.Cmd, error) {
-	if len(s.spec.Command) == 0 || !filepath.IsAbs(s.spec.Command[0]) {
-		return nil, fmt.Errorf("%w: command %q is not an absolute path", ErrSpec, s.spec.Command)
+// offered is a set of go-plugin's for each version that this host speaks.
+func (s *Supervisor) offered() map[int]plugin.PluginSet {
+	sets := make(map[int]plugin.PluginSet, len(s.versions))
+	for _, v := range s.versions {
+		sets[v] = plugin.PluginSet{dispensed: borrowed{}}
 	}
-	cmd := exec.Command(s.spec.Command[0], s.spec.Command[1:]...)
+	return sets
+}
+
+// executable opens a third party's plugin; nil where a command is run.
+func (s *Supervisor) executable() (*Executable, error) {
+	if s.spec.Executable == nil {
+		return nil, nil
+	}
+	exe, err := s.spec.Executable()
+	if err != nil {
+		return nil, err
+	}
+	if exe.Interpreter != "" {
+		s.log.Warn("plugin is a script; its interpreter is not verified", "kind", s.spec.Kind, "name", s.spec.Name, "interpreter", exe.Interpreter)
+	}
+	return exe, nil
+}
+
+// command is the child without what go-plugin adds. An executable is the last of files.
+func (s *Supervisor) command(exe *Executable, files []*os.File) (*exec.Cmd, error) {
+	argv := s.spec.Command
+	if exe != nil {
+		argv = []string{exe.Path}
+	}
+	if len(argv) == 0 || !filepath.IsAbs(argv[0]) {
+		return nil, fmt.Errorf("%w: command %q is not an absolute path", ErrSpec, argv)
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	if exe != nil {
+		// The descriptor that was hashed, at the number it has in the child, where it stays open: a script's interpreter
+		// reads the script through the same name.
+		cmd.Path = fmt.Sprintf("/proc/self/fd/%d", 2+len(files))
+	}
 	cmd.Env = []string{}
 	for _, key := range envPassed {
 		if v, ok := os.LookupEnv(key); ok {
 			cmd.Env = append(cmd.Env, key+"="+v)
 		}
 	}
-	if len(s.spec.Config) > 0 {
-		cmd.Env = append(cmd.Env, handshake.ConfigEnv+"="+string(s.spec.Config))
+	if s.spec.Data != "" {
+		cmd.Env = append(cmd.Env, handshake.DataEnv+"="+s.spec.Data)
+	}
+	config := s.spec.Config
+	if exe != nil && exe.Config != nil {
+		config = exe.Config
+	}
+	if len(config) > 0 {
+		cmd.Env = append(cmd.Env, handshake.ConfigEnv+"="+string(config))
 	}
 	cmd.ExtraFiles = files
 	return cmd, nil
@@ -233,6 +288,9 @@ func closeAll(files []*os.File) error {
 // prepareRunDir makes the socket directory, empty and private. Whoever used it before is reaped.
 func (s *Supervisor) prepareRunDir() (string, error) {
 	dir := filepath.Join(s.spec.RunDir, s.spec.Kind+"-"+s.spec.Name)
+	if s.second {
+		dir += "~" // the predecessor is using the other one
+	}
 	if !filepath.IsAbs(dir) {
 		return "", fmt.Errorf("%w: run directory %q is not an absolute path", ErrSpec, s.spec.RunDir)
 	}

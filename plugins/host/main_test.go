@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -18,8 +19,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/murmur2"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner/partitionerrpc"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/stated"
 	"github.com/trunkline-mq/trunkline/plugins/sdk"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 )
@@ -29,6 +30,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "child" {
 		childMain(os.Args[2], os.Args[3:])
 		os.Exit(0)
+	}
+	if filepath.Base(os.Args[0]) == ExecutableName("partitioner", "probe") { // a copy of this binary
+		childMain("probe", nil)
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -136,7 +140,7 @@ func hostMain(runDir string) {
 
 // probe is a partitioner that tells about its process: topics are commands, answers travel in the refusal's text.
 type probe struct {
-	murmur2.Partitioner
+	stated.Partitioner
 	marker string
 	failed chan struct{}
 	size   int
@@ -151,6 +155,11 @@ func (p *probe) Plan(ctx context.Context, r partitioner.PlanRequest) (partition.
 	switch r.Topic {
 	case "env":
 		return partition.Plan{}, fmt.Errorf("%w: %s", partitioner.ErrRefused, strings.Join(os.Environ(), " "))
+	case "argv0":
+		exe, err := os.Readlink("/proc/self/exe")
+		return partition.Plan{}, fmt.Errorf("%w: %s %s %v", partitioner.ErrRefused, os.Args[0], exe, err)
+	case "data":
+		return partition.Plan{}, fmt.Errorf("%w: %s", partitioner.ErrRefused, sdk.DataDir())
 	case "fd3":
 		text, err := io.ReadAll(os.NewFile(3, "inherited"))
 		return partition.Plan{}, fmt.Errorf("%w: %s %v", partitioner.ErrRefused, text, err)
@@ -200,7 +209,7 @@ func shortDir(t *testing.T) string {
 }
 
 // patience is for conditions that come soon on an idle machine.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
@@ -266,9 +275,9 @@ func record(spec Spec, opt Options) *running {
 		r.up = append(r.up, inst)
 		return nil
 	}
-	spec.OnDown = func(err error) {
+	spec.OnDown = func(inst *Instance, err error) {
 		if onDown != nil {
-			onDown(err)
+			onDown(inst, err)
 		}
 		r.mu.Lock()
 		defer r.mu.Unlock()

@@ -36,6 +36,9 @@ type process struct {
 	cmd     *exec.Cmd
 	sockDir string
 	lines   *lineLog
+	// versions of the plugin protocol that the host speaks, for what it says of a handshake that does not fit.
+	versions []string
+
 	stdout  *headReader
 	stderr  *os.File
 	exited  chan struct{} // closed when reaped

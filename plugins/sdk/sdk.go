@@ -4,9 +4,9 @@
 //		sdk.Serve(sdk.Plugin{Kind: "partitioner", Name: "mine", Version: "1.0.0", Partitioner: mine{}})
 //	}
 //
-// An author writes one Go interface of plugins/<kind>; Serve does the rest: handshake, gRPC, health, ending with the
-// host or when the host asks for it. Config reads the configuration, Logger writes into the host's log, and Fatal ends
-// a plugin that cannot start so that the operator reads why.
+// An author writes one Go interface of plugins/<kind>; Serve does the rest: configuration, handshake, gRPC, health,
+// ending with the host or when the host asks for it. Logger writes into the host's log. AUTHORING.md, beside this
+// package, goes through it step by step.
 //
 // It assumes that trunkline-server (or a host that does the same) starts the process. It restarts nothing and keeps
 // no state; a panic ends the process, and the host starts another.
@@ -47,6 +47,13 @@ type Plugin struct {
 	Name    string // as in the configuration
 	Version string
 
+	// Config is a pointer to a struct that holds the defaults, into which Serve reads what the operator configured, as the
+	// function Config does. Nil: there is nothing to configure, or the author calls Config.
+	Config any
+	// Setup makes the implementation, when Config was read. An error ends the plugin, and the operator reads why. Nil: the
+	// implementation is given.
+	Setup func(p *Plugin) error
+
 	Storage     storage.Plugin
 	Metadata    metadata.Store
 	Partitioner partitioner.Partitioner
@@ -60,8 +67,8 @@ const notByHand = "this is a Trunkline plugin, run by trunkline-server"
 // answer was sent or cut off; calls may still be under way in it. If it has Failed() <-chan struct{}, the process ends when that channel
 // is closed, so that the host starts another.
 //
-// Open the implementation before, with Config, and end with Fatal when that does not work. Print nothing to standard
-// output before Serve: the first line there is the handshake.
+// What has to be opened first is opened in Setup. Print nothing to standard output before Serve: the first line there is
+// the handshake.
 func Serve(p Plugin) {
 	if os.Getenv(handshake.CookieKey) != handshake.CookieValue {
 		fmt.Fprintln(os.Stderr, notByHand)
@@ -70,6 +77,9 @@ func Serve(p Plugin) {
 	signal.Ignore(os.Interrupt) // a terminal's Ctrl-C is for the host, which then asks us to end
 	parent, err := watchParent(func() { os.Exit(1) })
 	if err != nil {
+		Fatal(err)
+	}
+	if err := p.setUp(); err != nil {
 		Fatal(err)
 	}
 	offer, err := p.prepare()
@@ -97,12 +107,34 @@ func Serve(p Plugin) {
 	os.Exit(0)
 }
 
+// setUp reads the configuration and makes the implementation.
+func (p *Plugin) setUp() error {
+	if p.Config != nil {
+		if err := Config(p.Config); err != nil {
+			return err
+		}
+	}
+	if p.Setup == nil {
+		return nil
+	}
+	return p.Setup(p)
+}
+
+// versions is this plugin under each version of the protocol that it speaks.
+func (p Plugin) versions(register func(*grpc.Server)) map[int]plugin.PluginSet {
+	sets := map[int]plugin.PluginSet{}
+	for _, v := range handshake.Versions() {
+		sets[v] = plugin.PluginSet{p.Kind: offered{register: register}}
+	}
+	return sets
+}
+
 func (p Plugin) serveConfig(register func(*grpc.Server)) *plugin.ServeConfig {
 	return &plugin.ServeConfig{
 		HandshakeConfig: plugin.HandshakeConfig{
 			MagicCookieKey: handshake.CookieKey, MagicCookieValue: handshake.CookieValue,
 		},
-		VersionedPlugins: map[int]plugin.PluginSet{handshake.ProtocolVersion: {p.Kind: offered{register: register}}},
+		VersionedPlugins: p.versions(register),
 		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
 			return grpc.NewServer(append(opts,
 				grpc.MaxRecvMsgSize(handshake.MessageBytesMax),
@@ -146,19 +178,27 @@ func (o offered) GRPCClient(context.Context, *plugin.GRPCBroker, *grpc.ClientCon
 }
 
 // Config reads the plugin's configuration, a JSON object, into v, a pointer to a struct that holds the defaults.
-// Unknown keys are errors, and so is anything after the object. Without a configuration v stays as it is.
+// Unknown keys are errors, and so is anything after the object. Without a configuration v stays as it is. If v has a
+// method Validate() error, that has the last word.
 func Config(v any) error {
-	raw := os.Getenv(handshake.ConfigEnv)
-	if raw == "" {
-		return nil
+	if raw := os.Getenv(handshake.ConfigEnv); raw != "" {
+		dec := json.NewDecoder(bytes.NewReader([]byte(raw)))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(v); err != nil {
+			return fmt.Errorf("plugin configuration: %w", err)
+		}
+		if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+			return errors.New("plugin configuration: more than one JSON value")
+		}
 	}
-	dec := json.NewDecoder(bytes.NewReader([]byte(raw)))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		return fmt.Errorf("plugin configuration: %w", err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("plugin configuration: more than one JSON value")
+	if c, ok := v.(interface{ Validate() error }); ok {
+		if err := c.Validate(); err != nil {
+			return fmt.Errorf("plugin configuration: %w", err)
+		}
 	}
 	return nil
 }
+
+// DataDir is the server's data directory, an absolute path, in which plugins of storage and metadata keep what they keep,
+// in a directory of their own. Empty for other kinds.
+func DataDir() string { return os.Getenv(handshake.DataEnv) }

@@ -21,8 +21,8 @@ import (
 	"github.com/trunkline-mq/trunkline/plugins/host"
 	"github.com/trunkline-mq/trunkline/plugins/internal/handshake"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/murmur2"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner/partitionerrpc"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/stated"
 	"github.com/trunkline-mq/trunkline/plugins/sdk"
 	"github.com/trunkline-mq/trunkline/plugins/storage/filelog"
 	"github.com/trunkline-mq/trunkline/plugins/storage/storagerpc"
@@ -39,7 +39,8 @@ func TestMain(m *testing.M) {
 func childMain(mode string) {
 	switch mode {
 	case "partitioner":
-		sdk.Serve(sdk.Plugin{Kind: sdk.KindPartitioner, Name: "murmur2", Version: "1", Partitioner: murmur2.New()})
+		p, _ := stated.New("murmur2")
+		sdk.Serve(sdk.Plugin{Kind: sdk.KindPartitioner, Name: "murmur2", Version: "1", Partitioner: p})
 	case "storage":
 		var conf struct {
 			Data string `json:"data"`

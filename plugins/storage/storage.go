@@ -66,7 +66,15 @@ type Description struct {
 	Version string
 	// Durability is what an ack may claim after a sync: "disk", or "memory" where a sync makes nothing durable.
 	Durability string
-	Canary     File
+	Canary     File // nil where the store has no files
+	// Streams: the store has no files. What it lends are connected sockets: with a lease one to append through, as an
+	// extent one to read from. Package stream speaks on them, on either side.
+	Streams bool
+	// Pinned: what it lends lasts as long as somebody has it open, and no longer. The core keeps every segment open and
+	// hands all of them back to a successor (Held).
+	Pinned bool
+	// SegmentRecords bounds the records of a segment; 0 leaves it at what 31 bits count.
+	SegmentRecords int64
 }
 
 // File is a descriptor on loan. *os.File is one.
@@ -103,6 +111,18 @@ type Held struct {
 	Position int64
 	Next     record.Offset
 	Dev, Ino uint64
+	// The rest is for stores whose files are pinned: all there is of the log. The caller owns the files and closes them
+	// after the call; a store reopens what it keeps.
+	LogStart     record.Offset
+	MaxTimestamp int64 // of the segment so far; -1 when empty
+	File         File
+	Sealed       []HeldSegment // ascending, without gaps up to Base
+}
+
+// HeldSegment is a sealed segment that the core has open.
+type HeldSegment struct {
+	Segment
+	File File
 }
 
 // Opened is the answer to Open.
@@ -111,6 +131,9 @@ type Opened struct {
 	LogStart record.Offset
 	Sealed   []Segment // ascending, without gaps up to Lease.Base
 	Cut      *Cut      // nil when recovery removed nothing
+	// GapsBelow: below that offset a batch need not begin where the one before ends, because the log was compacted by
+	// whom it came from. 0 where there are no gaps.
+	GapsBelow record.Offset
 }
 
 // Segment describes a sealed segment: offsets [Base, Next), bytes [0, Size).
@@ -150,6 +173,9 @@ type RollRequest struct {
 	Position     int64         // the segment's final size
 	Next         record.Offset // base of the segment to come
 	MaxTimestamp int64
+	// Entries are those of the sealed segment that no note has told. They are a shortcut, as those of a note are: a store
+	// that knows better may leave them.
+	Entries []Entry
 }
 
 // LocateRequest asks where an offset lies.

@@ -179,7 +179,7 @@ func startProcess(t *testing.T, name string, config []byte) *process {
 			p.set(inst)
 			return nil
 		},
-		OnDown: func(error) { p.set(nil) },
+		OnDown: func(*host.Instance, error) { p.set(nil) },
 	}
 	// Crash kills it often, and is not about back-off; a busy machine is no reason to end a process.
 	sup := host.New(p.spec, host.Options{

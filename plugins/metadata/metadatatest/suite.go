@@ -30,7 +30,7 @@ type TB interface {
 type Open func(t TB) metadata.Store
 
 // patience bounds every wait for something that must come.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Case is one thing that the core relies on.
 type Case struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -92,6 +93,7 @@ type assigner struct {
 type assignStream struct {
 	grpc.BidiStreamingClient[partitionerpb.AssignRequest, partitionerpb.AssignResponse]
 	cancel context.CancelFunc
+	late   atomic.Bool // it was ended because the plugin did not read in time
 }
 
 // assignCall is a call under way. done has room for the one answer it gets.
@@ -159,12 +161,18 @@ func (a *assigner) send(ctx context.Context, rpc partitionerpb.PartitionerClient
 	req.Id = a.last
 	a.waiting[req.Id] = call
 	a.mu.Unlock()
-	stuck := context.AfterFunc(ctx, s.cancel)
+	stuck := context.AfterFunc(ctx, func() {
+		s.late.Store(true)
+		s.cancel()
+	})
 	err = s.Send(req)
 	if !stuck() && err == nil {
 		err = ctx.Err() // the stream is cancelled by now
 	}
 	if err != nil {
+		if ctx.Err() != nil { // the function above may be about to run
+			s.late.Store(true)
+		}
 		s.cancel() // its reader tells every call why, this one too
 		a.forget(s)
 	}
@@ -214,6 +222,9 @@ func (a *assigner) read(s *assignStream) {
 		resp, err := s.Recv()
 		if err != nil {
 			a.forget(s)
+			if s.late.Load() { // and not that the plugin is gone
+				err = status.Error(codes.DeadlineExceeded, "the plugin does not read")
+			}
 			a.fail(s, err)
 			return
 		}

@@ -289,3 +289,34 @@ func TestCloseEndsCallsUnderWay(t *testing.T) {
 		t.Errorf("after Close: %v", err)
 	}
 }
+
+func TestCallsThatFallWithAStuckOneAreLateAndNotUnavailable(t *testing.T) {
+	asked := make(chan struct{}, 1)
+	c, _ := connectRaw(t, rawServer{assign: func(stream grpc.BidiStreamingServer[partitionerpb.AssignRequest, partitionerpb.AssignResponse]) error {
+		if _, err := stream.Recv(); err != nil { // the first one is read, and nothing after it
+			return err
+		}
+		asked <- struct{}{}
+		<-stream.Context().Done()
+		return stream.Context().Err()
+	}})
+	patient := make(chan error, 1)
+	c.assign.timeout = 20 * time.Second
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, err := ask(t.Context(), c, "a")
+		patient <- err
+	})
+	<-asked
+	big := keysOf(strings.Repeat("x", assignBytesMax/8))
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	err := c.Assign(ctx, partitioner.AssignRequest{Topic: "t", Partitions: 1, Keys: big}, make([]partition.ID, 1))
+	if !errors.Is(err, ErrDeadline) {
+		t.Errorf("the stuck one: %v", err)
+	}
+	wg.Wait()
+	if err := <-patient; !errors.Is(err, ErrDeadline) {
+		t.Errorf("the one beside it: %v", err)
+	}
+}

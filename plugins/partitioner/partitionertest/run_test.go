@@ -17,23 +17,20 @@ import (
 
 	"github.com/trunkline-mq/trunkline/plugins/host"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/crc32"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/fnv1a"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner/jump"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/murmur2"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner/partitionerrpc"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/roundrobin"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/sticky"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/stated"
 	"github.com/trunkline-mq/trunkline/plugins/sdk"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 )
 
 // shipped are all partitioners that ship, by name.
 func shipped() map[string]partitioner.Partitioner {
-	return map[string]partitioner.Partitioner{
-		murmur2.Name: murmur2.New(), crc32.Name: crc32.New(), fnv1a.Name: fnv1a.New(),
-		roundrobin.Name: roundrobin.New(), sticky.Name: sticky.New(), jump.Name: jump.New(),
+	all := map[string]partitioner.Partitioner{jump.Name: jump.New()}
+	for _, name := range stated.Names() {
+		all[name], _ = stated.New(name)
 	}
+	return all
 }
 
 func TestMain(m *testing.M) {
@@ -50,9 +47,18 @@ func each(t *testing.T, test func(t *testing.T, name string, p partitioner.Parti
 	}
 }
 
+// suite runs every case by itself.
+func suite(t *testing.T, open func(t *testing.T) partitioner.Partitioner) {
+	for _, c := range Cases() {
+		t.Run(c.Name, func(t *testing.T) {
+			c.Run(t, func(TB) partitioner.Partitioner { return open(t) })
+		})
+	}
+}
+
 func TestDirectly(t *testing.T) {
 	each(t, func(t *testing.T, name string, p partitioner.Partitioner) {
-		Run(t, func(t *testing.T) partitioner.Partitioner {
+		suite(t, func(t *testing.T) partitioner.Partitioner {
 			if d, err := p.Describe(t.Context()); err != nil || d.Name != name {
 				t.Errorf("%+v, %v", d, err)
 			}
@@ -63,7 +69,7 @@ func TestDirectly(t *testing.T) {
 
 func TestThroughPipe(t *testing.T) {
 	each(t, func(t *testing.T, _ string, p partitioner.Partitioner) {
-		Run(t, func(t *testing.T) partitioner.Partitioner { return throughPipe(t, p) })
+		suite(t, func(t *testing.T) partitioner.Partitioner { return throughPipe(t, p) })
 	})
 }
 
@@ -90,14 +96,16 @@ func throughPipe(t testing.TB, p partitioner.Partitioner) *partitionerrpc.Client
 
 func TestAsProcess(t *testing.T) {
 	each(t, func(t *testing.T, name string, _ partitioner.Partitioner) {
-		p, _ := startProcess(t, name)
-		Run(t, func(*testing.T) partitioner.Partitioner { return p })
+		suite(t, func(t *testing.T) partitioner.Partitioner {
+			p, _ := startProcess(t, name)
+			return p
+		})
 	})
 }
 
 // BenchmarkAssign is the called form as it runs: another process, writes of 256 keys, some at a time.
 func BenchmarkAssign(b *testing.B) {
-	for _, callers := range []int{1, 8} {
+	for _, callers := range []int{1, 8, 32} {
 		b.Run(fmt.Sprintf("keys=256/callers=%d", callers), func(b *testing.B) {
 			p, _ := startProcess(b, jump.Name)
 			var keys partition.Keys

@@ -10,43 +10,67 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
-	"testing"
 
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 )
 
-// Open returns a partitioner. What it started ends with the test (t.Cleanup).
-type Open func(t *testing.T) partitioner.Partitioner
+// TB is what the suite needs of a test; *testing.T is one.
+type TB interface {
+	Helper()
+	Context() context.Context
+	Logf(format string, args ...any)
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+	Cleanup(f func())
+}
 
-// Run runs the suite.
-func Run(t *testing.T, open Open) {
-	for _, tc := range []struct {
-		name string
-		test func(*testing.T, partitioner.Partitioner)
-	}{
-		{"describes itself", testDescribe},
-		{"plans fit their topic and can be evaluated", testPlan},
-		{"plans are the same each time", testDeterminism},
-		{"impossible numbers of partitions are refused", testRefused},
-		{"called plans have an answer for every key", testAssign},
-		{"answers do not depend on what is asked along", testAssignAlone},
-		{"an ended context is respected", testContext},
-		{"calls may run concurrently", testConcurrent},
-	} {
-		t.Run(tc.name, func(t *testing.T) { tc.test(t, open(t)) })
+// Open returns a partitioner. What it started ends with the test (Cleanup).
+type Open func(t TB) partitioner.Partitioner
+
+// Case is one thing that the core relies on.
+type Case struct {
+	Name string
+	Run  func(t TB, open Open)
+}
+
+// Run runs every case on t. Who wants them apart ranges over Cases.
+func Run(t TB, open Open) {
+	for _, c := range Cases() {
+		t.Logf("%s", c.Name)
+		c.Run(t, open)
 	}
 }
 
-func testDescribe(t *testing.T, p partitioner.Partitioner) {
+// Cases returns the suite: each case opens a partitioner of its own.
+func Cases() []Case {
+	one := func(test func(TB, partitioner.Partitioner)) func(TB, Open) {
+		return func(t TB, open Open) { test(t, open(t)) }
+	}
+	return []Case{
+		{"describes itself", one(testDescribe)},
+		{"plans fit their topic and can be evaluated", one(testPlan)},
+		{"plans are the same each time", one(testDeterminism)},
+		{"impossible numbers of partitions are refused", one(testRefused)},
+		{"called plans have an answer for every key", one(testAssign)},
+		{"answers do not depend on what is asked along", one(testAssignAlone)},
+		{"answers are the same each time", one(testAssignAgain)},
+		{"answers are the same after a restart", testRestart},
+		{"an ended context is respected", one(testContext)},
+		{"calls may run concurrently", one(testConcurrent)},
+	}
+}
+
+func testDescribe(t TB, p partitioner.Partitioner) {
 	d, err := p.Describe(t.Context())
 	if err != nil || d.Name == "" || d.Version == "" {
 		t.Fatalf("describe: %+v, %v", d, err)
 	}
 }
 
-func testPlan(t *testing.T, p partitioner.Partitioner) {
+func testPlan(t TB, p partitioner.Partitioner) {
 	for _, count := range []int32{1, 2, 12, partition.CountMax} {
 		plan, err := p.Plan(t.Context(), partitioner.PlanRequest{Topic: "orders", Partitions: count})
 		if err != nil || plan.Partitions != count || plan.Version != 0 {
@@ -67,11 +91,11 @@ func testPlan(t *testing.T, p partitioner.Partitioner) {
 	}
 }
 
-func testDeterminism(t *testing.T, p partitioner.Partitioner) {
+func testDeterminism(t TB, p partitioner.Partitioner) {
 	r := partitioner.PlanRequest{Topic: "orders", Partitions: 7}
 	one, err := p.Plan(t.Context(), r)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	two, err := p.Plan(t.Context(), r)
 	if err != nil || one != two {
@@ -79,7 +103,7 @@ func testDeterminism(t *testing.T, p partitioner.Partitioner) {
 	}
 }
 
-func testRefused(t *testing.T, p partitioner.Partitioner) {
+func testRefused(t TB, p partitioner.Partitioner) {
 	for _, count := range []int32{-1, 0, partition.CountMax + 1} {
 		if _, err := p.Plan(t.Context(), partitioner.PlanRequest{Topic: "orders", Partitions: count}); !errors.Is(err, partitioner.ErrRefused) {
 			t.Errorf("%d partitions: %v", count, err)
@@ -88,18 +112,18 @@ func testRefused(t *testing.T, p partitioner.Partitioner) {
 }
 
 // called returns p as an Assigner, nil where its plans are evaluated by the core.
-func called(t *testing.T, p partitioner.Partitioner) partitioner.Assigner {
+func called(t TB, p partitioner.Partitioner) partitioner.Assigner {
 	t.Helper()
 	plan, err := p.Plan(t.Context(), partitioner.PlanRequest{Topic: "orders", Partitions: 7})
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	if plan.Kind != partition.KindCalled {
 		return nil
 	}
 	a, ok := p.(partitioner.Assigner)
 	if !ok {
-		t.Fatal("its plans are called, and it answers no calls")
+		t.Fatalf("its plans are called, and it answers no calls")
 	}
 	return a
 }
@@ -128,7 +152,7 @@ func manyKeys(n int) *partition.Keys {
 	return &keys
 }
 
-func testAssign(t *testing.T, p partitioner.Partitioner) {
+func testAssign(t TB, p partitioner.Partitioner) {
 	a := called(t, p)
 	if a == nil {
 		return
@@ -152,7 +176,7 @@ func testAssign(t *testing.T, p partitioner.Partitioner) {
 	}
 }
 
-func testAssignAlone(t *testing.T, p partitioner.Partitioner) {
+func testAssignAlone(t TB, p partitioner.Partitioner) {
 	a := called(t, p)
 	if a == nil {
 		return
@@ -160,7 +184,7 @@ func testAssignAlone(t *testing.T, p partitioner.Partitioner) {
 	keys := manyKeys(100)
 	together := make([]partition.ID, keys.Len())
 	if err := assign(t.Context(), a, partitioner.AssignRequest{Topic: "orders", Partitions: 7, Keys: keys}, together); err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	var wg sync.WaitGroup
 	for i, key := range keys.All() {
@@ -177,7 +201,42 @@ func testAssignAlone(t *testing.T, p partitioner.Partitioner) {
 	wg.Wait()
 }
 
-func testContext(t *testing.T, p partitioner.Partitioner) {
+// ask asks for the partitions of many keys.
+func ask(t TB, a partitioner.Assigner) []partition.ID {
+	t.Helper()
+	keys := manyKeys(100)
+	to := make([]partition.ID, keys.Len())
+	if err := assign(t.Context(), a, partitioner.AssignRequest{Topic: "orders", Partitions: 7, Keys: keys}, to); err != nil {
+		t.Fatalf("assign: %v", err)
+	}
+	return to
+}
+
+func testAssignAgain(t TB, p partitioner.Partitioner) {
+	a := called(t, p)
+	if a == nil {
+		return
+	}
+	first := ask(t, a)
+	for range 20 {
+		if again := ask(t, a); !slices.Equal(first, again) {
+			t.Fatalf("the same keys go to %v, and then to %v", first, again)
+		}
+	}
+}
+
+func testRestart(t TB, open Open) {
+	one, two := open(t), open(t)
+	before, after := called(t, one), called(t, two)
+	if before == nil || after == nil {
+		return
+	}
+	if first, then := ask(t, before), ask(t, after); !slices.Equal(first, then) {
+		t.Errorf("the same keys go to %v, and by another process to %v", first, then)
+	}
+}
+
+func testContext(t TB, p partitioner.Partitioner) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := p.Plan(ctx, partitioner.PlanRequest{Topic: "orders", Partitions: 1}); !errors.Is(err, context.Canceled) {
@@ -195,7 +254,7 @@ func testContext(t *testing.T, p partitioner.Partitioner) {
 	}
 }
 
-func testConcurrent(t *testing.T, p partitioner.Partitioner) {
+func testConcurrent(t TB, p partitioner.Partitioner) {
 	var wg sync.WaitGroup
 	for i := range int32(8) {
 		wg.Go(func() {

@@ -163,6 +163,9 @@ func (s *Store) moveIn(ctx context.Context, r storage.OpenRequest) error {
 	if err := s.dress(ctx, v); err != nil {
 		return err
 	}
+	for _, f := range v.emptied {
+		s.log.Warn("segment is empty and left out: its records are taken to be compacted away", "partition", name, "segment", f.base)
+	}
 	s.log.Info("partition adopted", "partition", name, "from", v.segments[0].Base, "to", v.next)
 	return s.disk.move(dir, s.disk.partition(name))
 }
@@ -179,7 +182,12 @@ func (v *recovery) inspect(ctx context.Context) (err error) {
 	for i, f := range v.content.segments {
 		last := i == len(v.content.segments)-1
 		if f.size == 0 && !last {
-			return fmt.Errorf("%w: %s is empty; start and stop its Kafka broker once, and copy it again", errAdopt, kafkalog.SegmentName(f.base))
+			v.emptied = append(v.emptied, f)
+			if n := len(v.segments); n > 0 {
+				v.segments[n-1].Next = v.content.segments[i+1].base
+			}
+			v.next = v.content.segments[i+1].base
+			continue
 		}
 		g, e, err := v.scan(ctx, &f, !last)
 		if err != nil {
@@ -213,11 +221,14 @@ func (s *Store) dress(ctx context.Context, v *recovery) error {
 	}{
 		{kafkalog.PartitionMetadataName, metadata},
 		{kafkalog.EpochCheckpointName, v.epochs.AppendText(nil)},
-		{gapsName, withSum(fmt.Appendf(nil, "%d\n", v.next))},
+		{kafkalog.AdoptedBelowName, kafkalog.AppendAdoptedBelow(nil, v.next)},
 	} {
 		if err := s.disk.writeDurably(filepath.Join(v.dir, f.name), f.content); err != nil {
 			return err
 		}
+	}
+	if err := s.disk.removeLowest(v.dir, v.emptied); err != nil {
+		return err
 	}
 	entries, err := s.disk.fs.ReadDir(v.dir)
 	if err != nil {

@@ -381,7 +381,7 @@ func (s *Store) dropEnd(ctx context.Context, dir string, st *state, at int, posi
 	st.segments = st.segments[:at+1]
 	g := &segment{Segment: storage.Segment{Base: was.Base, Next: was.Base, MaxTimestamp: -1}, x: was.x}
 	st.segments[at] = g
-	st.sealing, st.unstamped = 0, true
+	st.sealing, st.unstamped, st.stamps = 0, true, stampFile{}
 	if position == was.Size {
 		g.Segment = was.Segment
 	} else if err := s.disk.shortenByCopy(dir, was.Base, position); err != nil {

@@ -206,7 +206,6 @@ const (
 	pendingName = "cut-pending"                 // a cut has begun that is known to lose acknowledged records
 	reasonName  = "quarantine-reason"           // in a quarantined directory
 	openingName = "opening"                     // how often the process ended while this was being opened
-	gapsName    = "adopted-below"               // below that offset, batches may be missing: it was compacted elsewhere
 )
 
 // content is what a partition's directory holds.

@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/retention"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 )
@@ -93,7 +94,7 @@ func New(o Options) (*Store, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Clock == nil {
-		o.Clock = systemClock{start: time.Now()}
+		o.Clock = retention.System()
 	}
 	s := &Store{
 		disk: disk{fs: o.FS, data: data}, log: o.Logger, parts: make(map[string]*part),

@@ -106,7 +106,6 @@ func (s *Store) trim(ctx context.Context, p *part, r storage.TrimRequest) (stora
 		st.segments = st.segments[1:]
 	}
 	st.sealing = min(st.sealing, len(st.segments)-1)
-	st.unstamped = st.unstamped || len(gone) > 0
 	t := storage.Trimmed{LogStart: start, First: st.segments[0].Base}
 	p.mu.Unlock()
 	if err := s.disk.removeLowest(s.disk.partition(p.name), gone); err != nil {

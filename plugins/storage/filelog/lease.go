@@ -34,7 +34,7 @@ func (s *Store) Roll(ctx context.Context, r storage.RollRequest) (storage.Lease,
 func (s *Store) roll(p *part, r storage.RollRequest) (storage.Lease, error) {
 	p.mu.Lock()
 	st := &p.state
-	if st.last != nil && *st.last == r && st.held && st.which.TopicID == r.Partition.TopicID {
+	if st.last != nil && sameRoll(*st.last, r) && st.held && st.which.TopicID == r.Partition.TopicID {
 		lease, base := st.lease, st.active().Base
 		p.mu.Unlock()
 		return s.rolledAlready(p, lease, base)
@@ -55,6 +55,9 @@ func (s *Store) roll(p *part, r storage.RollRequest) (storage.Lease, error) {
 	if r.Position <= 0 || r.Next <= active.Base {
 		return storage.Lease{}, fmt.Errorf("%w: seal segment %d at position %d, next offset %d", ErrInvalid, active.Base, r.Position, r.Next)
 	}
+	if err := checkEntries(r.Entries, storage.Segment{Base: active.Base, Next: r.Next, Size: r.Position}); err != nil {
+		return storage.Lease{}, err
+	}
 	dir := s.disk.partition(p.name)
 	info, err := s.disk.fs.Stat(segmentPath(dir, active.Base))
 	if err != nil {
@@ -64,6 +67,12 @@ func (s *Store) roll(p *part, r storage.RollRequest) (storage.Lease, error) {
 		return storage.Lease{}, fmt.Errorf("%w: segment %d has %d bytes, to be sealed at %d", storage.ErrHeldMismatch, active.Base, info.Size, r.Position)
 	}
 	return s.nextSegment(p, dir, r, spare)
+}
+
+// sameRoll reports whether a is b once more.
+func sameRoll(a, b storage.RollRequest) bool {
+	return a.Partition == b.Partition && a.Instance == b.Instance && a.Lease == b.Lease &&
+		a.Position == b.Position && a.Next == b.Next && a.MaxTimestamp == b.MaxTimestamp
 }
 
 // rolledAlready answers a Roll that has happened and whose answer was lost: the same lease, as long as nobody used it.
@@ -109,6 +118,8 @@ func (s *Store) nextSegment(p *part, dir string, r storage.RollRequest, spare bo
 	defer p.mu.Unlock()
 	st := &p.state
 	sealed := st.active()
+	sealed.x.note(r.Entries)
+	r.Entries = nil // the request is kept, to know it when it comes again
 	sealed.Next, sealed.Size, sealed.MaxTimestamp = r.Next, r.Position, max(sealed.MaxTimestamp, r.MaxTimestamp)
 	sealed.stamp, st.unstamped = s.clock.now(), true
 	st.sealing++
@@ -189,11 +200,8 @@ func (p *part) note(n storage.Note) (wantsSpare bool, err error) {
 	if n.Position < 0 || n.Next < g.Base || (n.Position == 0) != (n.Next == g.Base) {
 		return false, fmt.Errorf("%w: position %d, next offset %d", ErrInvalid, n.Position, n.Next)
 	}
-	for i, e := range n.Entries {
-		inOrder := i == 0 || e.Position > n.Entries[i-1].Position && e.Last > n.Entries[i-1].Last
-		if e.Position < 0 || e.Position >= n.Position || e.Last < g.Base || e.Last >= n.Next || !inOrder {
-			return false, fmt.Errorf("%w: entry %d of offset %d at position %d", ErrInvalid, i, e.Last, e.Position)
-		}
+	if err := checkEntries(n.Entries, storage.Segment{Base: g.Base, Next: n.Next, Size: n.Position}); err != nil {
+		return false, err
 	}
 	g.x.note(n.Entries)
 	for _, e := range n.Entries {
@@ -204,6 +212,17 @@ func (p *part) note(n storage.Note) (wantsSpare bool, err error) {
 	}
 	st.noted = max(st.noted, n.Next)
 	return !st.spare && g.Size > 0, nil
+}
+
+// checkEntries checks index entries against the segment they are of, as far as it is synced.
+func checkEntries(entries []storage.Entry, g storage.Segment) error {
+	for i, e := range entries {
+		inOrder := i == 0 || e.Position > entries[i-1].Position && e.Last > entries[i-1].Last
+		if e.Position < 0 || e.Position >= g.Size || e.Last < g.Base || e.Last >= g.Next || !inOrder {
+			return fmt.Errorf("%w: entry %d of offset %d at position %d", ErrInvalid, i, e.Last, e.Position)
+		}
+	}
+	return nil
 }
 
 // Close implements storage.Store.
@@ -270,6 +289,7 @@ type state struct {
 	// sealing counts the segments right below the active one whose indexes are not complete yet.
 	sealing   int
 	unstamped bool // segment-times lacks a stamp that segments have
+	stamps    stampFile
 }
 
 // segment is one file. The core may have written more to an active one than is noted here.

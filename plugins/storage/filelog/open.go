@@ -104,6 +104,10 @@ func (p *part) reset() {
 // has it.
 func (s *Store) grant(r storage.OpenRequest, st state) (storage.Opened, state, error) {
 	active := st.active()
+	gaps, err := s.disk.gaps(s.disk.partition(r.Partition.String()))
+	if err != nil {
+		return storage.Opened{}, state{}, err
+	}
 	st.which, st.instance, st.held, st.parked, st.last = r.Partition, r.Instance, true, false, nil
 	lease := storage.Lease{
 		Base: active.Base, Next: active.Next, Position: active.Size, MaxTimestamp: active.MaxTimestamp,
@@ -127,7 +131,7 @@ func (s *Store) grant(r storage.OpenRequest, st state) (storage.Opened, state, e
 		st.noted = st.point // what the core holds may not be synced; its notes will tell
 	}
 	st.advance()
-	opened := storage.Opened{Lease: lease, LogStart: st.logStart}
+	opened := storage.Opened{Lease: lease, LogStart: st.logStart, GapsBelow: min(gaps, active.Next)}
 	for _, g := range st.segments[:len(st.segments)-1] {
 		opened.Sealed = append(opened.Sealed, g.Segment)
 	}
@@ -371,7 +375,7 @@ func (s *Store) adopt(r storage.OpenRequest) (storage.Opened, state, error) {
 		return storage.Opened{}, state{}, err
 	}
 	s.heldIndexes(dir, &st)
-	st.unstamped = s.loadStamps(dir, st.segments)
+	s.loadStamps(dir, &st)
 	return s.grant(r, st)
 }
 

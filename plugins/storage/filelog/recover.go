@@ -40,6 +40,7 @@ type recovery struct {
 	start record.Offset // the log start
 
 	content  content
+	emptied  []found    // of a log to adopt: those that compaction left nothing of
 	segments []*segment // verified so far
 	next     record.Offset
 	progress progress
@@ -154,7 +155,7 @@ func (v *recovery) state() state {
 			break
 		}
 	}
-	st.unstamped = v.store.loadStamps(v.dir, v.segments)
+	v.store.loadStamps(v.dir, &st)
 	return st
 }
 

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
@@ -207,14 +205,9 @@ func (v *recovery) reindex(g *segment, w *indexer, sealed bool) {
 
 // gaps reads below which offset a log that came from elsewhere may lack batches.
 func (d disk) gaps(dir string) (record.Offset, error) {
-	text, err := d.readSmall(filepath.Join(dir, gapsName))
+	text, err := d.readSmall(filepath.Join(dir, kafkalog.AdoptedBelowName))
 	if err != nil {
 		return 0, ignoreMissing(err)
 	}
-	body, err := checkSum(text)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", gapsName, err)
-	}
-	offset, err := strconv.ParseInt(strings.TrimSpace(string(body)), 10, 64)
-	return record.Offset(offset), err
+	return kafkalog.ParseAdoptedBelow(text)
 }

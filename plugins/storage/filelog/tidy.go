@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
@@ -200,65 +200,122 @@ func (s *Store) fill(ctx context.Context, w *indexer, g storage.Segment, whole b
 	return nil
 }
 
-// stampsName is a file of the times at which segments were sealed, by the retention clock.
+// stampsName is a file of the times at which segments were sealed, by the retention clock. A roll appends a line; the
+// file is replaced when most of it speaks of segments that are gone, and when it is damaged. A line that does not carry
+// its own sum ends it.
+//
+//	2 <era of the clock>
+//	<base> <milliseconds> <CRC-32C of what stands before, in hex>
 const stampsName = "segment-times"
 
-// saveStamps writes them, if one is missing there.
+// stampFile is what of that file is known to be on disk.
+type stampFile struct {
+	size  int64         // 0: it has to be written anew
+	lines int           // stamps in it
+	next  record.Offset // segments with a lower base have a line
+}
+
+// deadStamps is how many lines of segments that are gone a file may have beside as many as there are segments.
+const deadStamps = 64
+
+// saveStamps writes the stamps that are missing there.
 func (s *Store) saveStamps(p *part) error {
 	p.mu.Lock()
-	if !p.state.unstamped {
+	st := &p.state
+	file, sealed := st.stamps, st.segments[:len(st.segments)-1]
+	if !st.unstamped {
 		p.mu.Unlock()
 		return nil
 	}
-	text := fmt.Appendf(nil, "1 %d\n", s.clock.era)
-	for _, g := range p.state.segments[:len(p.state.segments)-1] {
-		text = fmt.Appendf(text, "%d %d\n", g.Base, g.stamp)
+	var text []byte
+	whole := file.size == 0 || file.lines > 2*len(sealed)+deadStamps
+	if whole {
+		file, text = stampFile{}, fmt.Appendf(nil, "2 %d\n", s.clock.era)
 	}
-	p.state.unstamped = false
-	p.mu.Unlock()
-	err := s.withReserve(func() error {
-		return s.disk.writeDurably(filepath.Join(s.disk.partition(p.name), stampsName), withSum(text))
-	})
-	if err != nil {
-		p.mu.Lock()
-		p.state.unstamped = true
-		p.mu.Unlock()
-	}
-	return err
-}
-
-// loadStamps gives the sealed segments their stamps. One that is lost, or of another retention clock, means now.
-func (s *Store) loadStamps(dir string, segments []*segment) (unstamped bool) {
-	stamps := map[record.Offset]int64{}
-	if text, err := s.disk.readSmall(filepath.Join(dir, stampsName)); err == nil {
-		if body, err := checkSum(text); err == nil {
-			stamps = parseStamps(string(body), s.clock.era)
+	for _, g := range sealed {
+		if g.Base >= file.next {
+			text = appendStamp(text, g)
+			file.lines++
+			file.next = g.Next
 		}
 	}
+	at := file.size
+	file.size += int64(len(text))
+	st.unstamped, st.stamps = false, stampFile{} // unknown, until it is written
+	p.mu.Unlock()
+	path := filepath.Join(s.disk.partition(p.name), stampsName)
+	err := s.withReserve(func() error {
+		if whole {
+			return s.disk.writeDurably(path, text)
+		}
+		return s.disk.writeAt(path, text, at)
+	})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil {
+		p.state.unstamped = true
+		return err
+	}
+	p.state.stamps = file
+	return nil
+}
+
+func appendStamp(dst []byte, g *segment) []byte {
+	from := len(dst)
+	dst = fmt.Appendf(dst, "%d %d", g.Base, g.stamp)
+	return fmt.Appendf(dst, " %08x\n", crc32.Checksum(dst[from:], crc32.MakeTable(crc32.Castagnoli)))
+}
+
+// writeAt writes into a file that is there, durably.
+func (d disk) writeAt(path string, content []byte, at int64) error {
+	if len(content) == 0 {
+		return nil
+	}
+	f, err := d.fs.Open(path, vfs.Write)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(content, at)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// loadStamps gives the sealed segments of st their stamps. One that is lost, or of another retention clock, means now.
+func (s *Store) loadStamps(dir string, st *state) {
+	text, _ := s.disk.readAtMost(filepath.Join(dir, stampsName), checkpointBytesMax)
+	stamps, file := parseStamps(string(text), s.clock.era)
 	now := s.clock.now()
-	for _, g := range segments[:len(segments)-1] {
+	for _, g := range st.segments[:len(st.segments)-1] {
 		stamp, ok := stamps[g.Base]
 		if !ok || stamp > now {
-			stamp, unstamped = now, true
+			stamp, file = now, stampFile{}
 		}
 		g.stamp = stamp
+		file.next = g.Next
 	}
-	return unstamped
+	st.stamps, st.unstamped = file, file.size == 0 && len(st.segments) > 1
 }
 
-func parseStamps(text string, era uint32) map[record.Offset]int64 {
+// parseStamps reads the file. Where it is damaged or of another clock, it has to be written anew.
+func parseStamps(text string, era uint32) (map[record.Offset]int64, stampFile) {
 	stamps := map[record.Offset]int64{}
+	file := stampFile{size: int64(len(text))}
 	first, rest, _ := strings.Cut(text, "\n")
-	if first != fmt.Sprintf("1 %d", era) {
-		return stamps
+	if first != fmt.Sprintf("2 %d", era) {
+		return stamps, stampFile{}
 	}
 	for line := range strings.Lines(rest) {
-		left, right, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-		base, baseErr := strconv.ParseInt(left, 10, 64)
-		stamp, err := strconv.ParseInt(right, 10, 64)
-		if baseErr == nil && err == nil {
-			stamps[record.Offset(base)] = stamp
+		var base, stamp int64
+		var sum uint32
+		at := strings.LastIndexByte(line, ' ')
+		n, err := fmt.Sscanf(line, "%d %d %08x\n", &base, &stamp, &sum)
+		if n != 3 || err != nil || !strings.HasSuffix(line, "\n") || sum != crc32.Checksum([]byte(line[:at]), crc32.MakeTable(crc32.Castagnoli)) {
+			return stamps, stampFile{}
 		}
+		stamps[record.Offset(base)] = stamp
+		file.lines++
 	}
-	return stamps
+	return stamps, file
 }

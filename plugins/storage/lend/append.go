@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"syscall"
 	"time"
 
@@ -32,11 +31,17 @@ func (l *Log) Append(ctx context.Context, g Group) error {
 	}
 	err = l.write(w, g.Bytes)
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	var due span
 	if err == nil {
-		l.confirmLocked(g, w)
+		due = l.confirmLocked(g, w)
+	}
+	if due.bytes > 0 {
+		l.mu.Unlock()
+		writeback(w.file, due) // may wait for the disk; nobody else does
+		l.mu.Lock()
 	}
 	l.releaseLocked()
+	l.mu.Unlock()
 	return err
 }
 
@@ -55,9 +60,19 @@ func (l *Log) begin(ctx context.Context, g Group) (claim, error) {
 			return claim{}, err
 		}
 		l.mu.Lock()
+		for l.use.parking && l.down == nil {
+			l.use.idle.Wait() // as long as a sync and a call take
+		}
 		if l.down != nil {
 			defer l.mu.Unlock()
 			return claim{}, l.down
+		}
+		if l.use.parked {
+			l.mu.Unlock()
+			if err := l.hold(ctx, ctx); err != nil {
+				return claim{}, err
+			}
+			continue
 		}
 		active := l.activeLocked()
 		if g.Base != active.next {
@@ -68,15 +83,22 @@ func (l *Log) begin(ctx context.Context, g Group) (claim, error) {
 			defer l.mu.Unlock() // it was stamped, and then the log was recovered under a newer one
 			return claim{}, fmt.Errorf("group is of leader epoch %d, the log of %d", epoch, l.epoch)
 		}
-		if active.size == 0 || active.size+size <= l.set.SegmentBytes && g.Next-active.base <= math.MaxInt32 {
+		most := l.dir.recordsMax()
+		if n := int64(g.Next - g.Base); n > most {
 			defer l.mu.Unlock()
-			l.using++
+			return claim{}, &TooManyError{Records: n, Max: most}
+		}
+		if active.size == 0 || active.size+size <= l.set.SegmentBytes && int64(g.Next-active.base) <= most {
+			defer l.mu.Unlock()
+			l.use.count++
+			l.dir.files.touch(active)
 			return claim{file: l.file, pos: active.size, sync: l.set.Sync.Mode == SyncBatch}, nil
 		}
 		l.mu.Unlock()
-		if err := l.roll(ctx); err != nil {
+		if err := l.roll(ctx, ctx); err != nil {
 			return claim{}, err
 		}
+		l.expireRolled(ctx)
 	}
 }
 
@@ -84,8 +106,8 @@ func (l *Log) activeLocked() *segment { return l.segments[len(l.segments)-1] }
 
 // releaseLocked ends the use of the active file.
 func (l *Log) releaseLocked() {
-	l.using--
-	l.idle.Broadcast()
+	l.use.count--
+	l.use.idle.Broadcast()
 }
 
 // write puts b at the claim's position and syncs it where that is promised. The file is exactly pos long before, and
@@ -139,7 +161,8 @@ func isFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
-func (l *Log) confirmLocked(g Group, w claim) {
+// confirmLocked moves the end over g, and says what the kernel is to be asked to write.
+func (l *Log) confirmLocked(g Group, w claim) span {
 	active := l.activeLocked()
 	if active.size == 0 {
 		active.since = time.Now()
@@ -150,12 +173,12 @@ func (l *Log) confirmLocked(g Group, w claim) {
 	l.confirmed = g.Next
 	if w.sync {
 		l.synced = mark{g.Next, active.size}
-		return
+		return span{}
 	}
-	if l.dirtySince.IsZero() {
-		l.dirtySince = time.Now()
+	if l.unsynced.since.IsZero() {
+		l.unsynced.since = time.Now()
 	}
-	l.writebackLocked(active)
+	return l.unwrittenLocked(active)
 }
 
 // noteBatchesLocked indexes what was written: sparsely for the core's own reads, by Kafka's rule for the plugin's files

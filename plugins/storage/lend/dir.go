@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
@@ -25,7 +26,7 @@ type Options struct {
 	FS           vfs.FS // nil: the real one
 	Instance     string // nonce of this core process
 	SyncParallel int    // concurrent fdatasyncs; 0: 64
-	OpenFiles    int    // sealed segments kept open for reading; 0: 1024
+	OpenFiles    int    // descriptors for segments, of writers and readers together; 0: 1024
 	Logger       *slog.Logger
 }
 
@@ -64,7 +65,10 @@ type Dir struct {
 	instance string
 	log      *slog.Logger
 	syncs    chan struct{}
+	transits chan struct{}
 	files    fileCache
+	// segmentRecords bounds a segment by what the store says; 0: by what 31 bits count.
+	segmentRecords atomic.Int64
 
 	canaryMu sync.RWMutex // held over a probe, which is 2 µs and waits for nobody
 	canary   vfs.File
@@ -99,7 +103,7 @@ func NewDir(o Options) *Dir {
 	}
 	return &Dir{
 		fs: o.FS, instance: o.Instance, log: o.Logger,
-		syncs:   make(chan struct{}, o.SyncParallel),
+		syncs: make(chan struct{}, o.SyncParallel), transits: make(chan struct{}, transits),
 		files:   fileCache{limit: o.OpenFiles},
 		changed: make(chan struct{}), fenced: make(chan struct{}), recovered: make(chan struct{}),
 		logs: make(map[*Log]struct{}), inodes: make(map[inode]*Log),
@@ -124,6 +128,9 @@ func (d *Dir) Adopt(ctx context.Context, p *Plugin) error {
 	if err != nil {
 		return fmt.Errorf("describe the store: %w", err)
 	}
+	if desc.Canary == nil {
+		return fmt.Errorf("%w: no canary was lent", ErrLied)
+	}
 	canary, err := d.fs.Reopen(unwrap(desc.Canary))
 	_ = desc.Canary.Close() // ours is the reopened one
 	if err != nil {
@@ -133,8 +140,8 @@ func (d *Dir) Adopt(ctx context.Context, p *Plugin) error {
 
 	d.mu.Lock()
 	wasFenced := d.fence != nil
-	d.desc = desc
 	d.mu.Unlock()
+	d.learn(desc)
 	_ = d.replaceCanary(canary) // nothing was ever written through the old one
 	logs := d.all()
 	if err := d.reopenAll(ctx, p, logs); err != nil {
@@ -185,12 +192,15 @@ func (d *Dir) signalLocked() {
 	d.changed = make(chan struct{})
 }
 
-// store waits for an adopted plugin until ctx ends; then it is ErrNoStore.
+// store waits for an adopted plugin until ctx ends; then it is ErrNoStore, and at once in a directory that was given up.
 func (d *Dir) store(ctx context.Context) (*Plugin, error) {
 	for {
 		d.mu.Lock()
-		p, changed := d.plugin, d.changed
+		p, changed, offline := d.plugin, d.changed, d.offlineLocked()
 		d.mu.Unlock()
+		if offline {
+			return nil, fmt.Errorf("%w: %w", ErrNoStore, ErrOffline)
+		}
 		if p != nil {
 			return p, nil
 		}
@@ -242,6 +252,10 @@ var ErrOffline = errors.New("log directory is offline: it failed twice within te
 func (d *Dir) offline() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.offlineLocked()
+}
+
+func (d *Dir) offlineLocked() bool {
 	n := len(d.fences)
 	return d.fence != nil && n == 2 && d.fences[1].Sub(d.fences[0]) < offlineWithin
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,30 +27,46 @@ type Extent struct {
 }
 
 // Extent returns the batches from the one that holds off on: as many as fit into limit bytes, but at least one, of one
-// segment, all below end. ErrEnd when there is none. Release must follow.
+// segment, all below end. ErrEnd when there is none, ErrCrowded when too many are held already. Release must follow.
 //
 // Nothing of it is checked but its batches' headers: who receives the bytes checks them.
 func (l *Log) Extent(ctx context.Context, off, end record.Offset, limit int64) (*Extent, error) {
-	if off >= end {
-		return nil, ErrEnd
+	for {
+		if off >= end {
+			return nil, ErrEnd
+		}
+		s, err := l.segmentFor(off)
+		if err != nil {
+			return nil, err
+		}
+		l.mu.Lock()
+		next, size, last := s.next, s.size, s == l.activeLocked()
+		l.mu.Unlock()
+		if off == next && !last { // between two segments
+			return nil, fmt.Errorf("read %s@%d: %w", l.part, off, ErrMoved)
+		}
+		e, err := l.extent(ctx, s, size, bounds{off: off, end: end, limit: limit})
+		if errors.Is(err, ErrEnd) && !last {
+			off = next // compaction took the segment's last batches
+			continue
+		}
+		return e, err
 	}
-	s, err := l.segmentFor(off)
-	if err != nil {
-		return nil, err
-	}
-	l.mu.Lock()
-	if off == s.next && s != l.activeLocked() { // between two segments
-		defer l.mu.Unlock()
-		return nil, fmt.Errorf("read %s@%d: %w", l.part, off, ErrMoved)
-	}
-	size := s.size
-	l.mu.Unlock()
-	file, at, err := l.open(ctx, s, off)
+}
+
+// crowdedWait is how long an extent waits for a descriptor. Who asks for many holds those it has meanwhile, and is
+// served with these first.
+const crowdedWait = 100 * time.Millisecond
+
+func (l *Log) extent(ctx context.Context, s *segment, size int64, b bounds) (*Extent, error) {
+	room, cancel := context.WithTimeout(ctx, crowdedWait)
+	defer cancel()
+	file, at, err := l.open(ctx, room, s, b.off)
 	if err != nil {
 		return nil, err
 	}
 	e := &Extent{log: l, segment: s, file: file}
-	if err := e.measure(at, size, bounds{off: off, end: end, limit: limit}); err != nil {
+	if err := e.measure(at, size, b); err != nil {
 		e.Release()
 		return nil, err
 	}

@@ -10,8 +10,19 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
 
-// keep runs f with the plugin, one call about this partition at a time.
+// keep runs f with the plugin, one call about this partition at a time. A parked log that the plugin does not know of,
+// because it was restarted since, is opened for it.
 func (l *Log) keep(ctx context.Context, f func(p *Plugin) error) error {
+	err := l.call(ctx, f)
+	if errors.Is(err, storage.ErrNotOpen) && l.parked() {
+		if err = l.hold(ctx, ctx); err == nil {
+			err = l.call(ctx, f)
+		}
+	}
+	return err
+}
+
+func (l *Log) call(ctx context.Context, f func(p *Plugin) error) error {
 	return l.control(ctx, func() error {
 		p, err := l.dir.store(ctx)
 		if err != nil {
@@ -95,6 +106,10 @@ func (l *Log) trimmed(done storage.Trimmed) (record.Offset, error) {
 // Truncate takes everything from next on off the log, a batch boundary, under a new leader epoch. Appends wait; readers
 // of what was there go on with the old files until they ask anew.
 func (l *Log) Truncate(ctx context.Context, next record.Offset, epoch record.Epoch) error {
+	if err := l.holdStill(ctx); err != nil {
+		return fmt.Errorf("truncate %s to %d: %w", l.part, next, err)
+	}
+	defer l.letGo()
 	if err := l.Sync(); err != nil {
 		return fmt.Errorf("truncate %s to %d: %w", l.part, next, err)
 	}
@@ -117,11 +132,13 @@ func (l *Log) Truncate(ctx context.Context, next record.Offset, epoch record.Epo
 		l.mu.Lock()
 		l.epoch = epoch
 		l.mu.Unlock()
-		return l.install(a)
+		l.dir.files.claim() // it had one before
+		return l.install(a, p)
 	})
 	if err != nil {
 		return fmt.Errorf("truncate %s to %d: %w", l.part, next, err)
 	}
+	l.reopened()
 	return nil
 }
 

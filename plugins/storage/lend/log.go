@@ -26,6 +26,7 @@ type Settings struct {
 	SegmentBytes int64         // where the log rolls
 	SegmentTime  time.Duration // how long a segment takes records; 0: for ever
 	Sync         Sync
+	Retention    *Retention // of a log whose files are pinned; nil: nothing is to be seen to at a roll
 }
 
 // OpenOptions say how a partition is opened.
@@ -36,6 +37,9 @@ type OpenOptions struct {
 	// Advance gives the partition a new leader epoch, durably. It is asked when a fence may have cost records that a
 	// reader has seen, which only logs have that are not synced by batch (§6.5).
 	Advance func(ctx context.Context) (record.Epoch, error)
+	// Reopened is called, with no lock held, when the log was opened anew under readers that may have been turned away,
+	// or may have read beyond what End says now: after a fence or a cut. nil: nobody wants to know.
+	Reopened func()
 	Settings
 }
 
@@ -59,19 +63,25 @@ type Log struct {
 	// segments holds every segment in order, the active one last. Invariant: segments[i].next == segments[i+1].base.
 	segments []*segment
 	logStart record.Offset
+	gaps     record.Offset // below it batches may be missing: the log was compacted by whom it came from
 	lease    storage.LeaseEpoch
 	file     vfs.File // the active segment, for the writer; nil without a lease
 	// confirmed is the end of what readers may see: the last good sync under SyncBatch, else what is written.
 	// Invariant: logStart <= confirmed, synced.next <= confirmed.
-	confirmed  record.Offset
-	synced     mark      // everything below is durable
-	dirtySince time.Time // when the oldest unsynced record was appended; zero when there is none
-	written    int64     // the kernel was asked to write the active segment up to here
-	down       error     // not nil: no appends; fence, failed adoption, or closed
-	closed     bool
-	using      int        // appends and syncs that use file
-	idle       *sync.Cond // signalled when using falls
-	notes      notes
+	confirmed record.Offset
+	synced    mark // everything below is durable
+	unsynced  unsynced
+	down      error // not nil: no appends; fence, failed adoption, or closed
+	closed    bool
+	use       use
+	notes     notes
+}
+
+// unsynced is what a log knows of what it has not synced.
+type unsynced struct {
+	since   time.Time // when the oldest such record was appended; zero when there is none
+	written int64     // the kernel was asked to write the active segment up to here
+	syncing bool      // an interval's sync is under way
 }
 
 // openTries is how often a partition is opened when the plugin's process ends meanwhile: the plugin sets a partition
@@ -81,37 +91,60 @@ const openTries = 4
 // Open opens the partition at the adopted plugin and returns its log with the report of what recovery cut, nil if
 // nothing. It waits for a plugin until ctx ends, and for a further one if its process ends meanwhile.
 func (d *Dir) Open(ctx context.Context, part storage.Partition, o OpenOptions) (*Log, *storage.Cut, error) {
-	l := &Log{dir: d, part: part, opt: o, set: o.Settings, epoch: o.Epoch, calls: make(chan struct{}, 1)}
-	l.idle = sync.NewCond(&l.mu)
 	req := storage.OpenRequest{
 		Partition: part, Instance: d.instance, Create: o.Create, Adopt: o.Adopt, Epoch: o.Epoch,
 		Lazy: o.Sync.Mode != SyncBatch, SegmentBytes: o.SegmentBytes, Ceiling: -1,
 	}
-	answer, err := d.openAt(ctx, req)
-	if err == nil {
-		err = l.install(answer)
+	for try := 1; ; try++ {
+		l := &Log{dir: d, part: part, opt: o, set: o.Settings, epoch: o.Epoch, calls: make(chan struct{}, 1)}
+		l.use.idle, l.use.opening = sync.NewCond(&l.mu), true
+		cut, p, err := l.openAt(ctx, req)
+		if err == nil {
+			return l, cut, nil
+		}
+		if p == nil || isAnswer(err) || try == openTries || !d.replaced(ctx, p) {
+			return nil, nil, fmt.Errorf("open %s: %w", part, err)
+		}
+		d.log.Warn("partition is opened again", "partition", part.String(), "err", err)
 	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("open %s: %w", part, err)
-	}
-	d.mu.Lock()
-	d.logs[l] = struct{}{}
-	d.mu.Unlock()
-	return l, answer.Cut, nil
 }
 
-func (d *Dir) openAt(ctx context.Context, req storage.OpenRequest) (storage.Opened, error) {
-	for try := 1; ; try++ {
-		p, err := d.store(ctx)
-		if err != nil {
-			return storage.Opened{}, err
-		}
-		answer, err := p.Store.Open(ctx, req)
-		if err == nil || isAnswer(err) || try == openTries || !d.replaced(ctx, p) {
-			return answer, err
-		}
-		d.log.Warn("partition is opened again", "partition", req.Partition.String(), "err", err)
+// openAt opens l at the plugin there is, which it returns, and makes it one of the directory's logs.
+func (l *Log) openAt(ctx context.Context, req storage.OpenRequest) (*storage.Cut, *Plugin, error) {
+	d := l.dir
+	p, err := d.store(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
+	if err := d.makeRoom(ctx); err != nil {
+		return nil, nil, err
+	}
+	release := d.transit()
+	defer release()
+	answer, err := p.Store.Open(ctx, req)
+	if err != nil {
+		d.files.give()
+		return nil, p, err
+	}
+	d.mu.Lock()
+	d.logs[l] = struct{}{} // before it is installed: from then on, who adopts the next plugin has to see it
+	d.mu.Unlock()
+	if err := l.install(answer, p); err != nil {
+		d.mu.Lock()
+		delete(d.logs, l)
+		d.mu.Unlock()
+		return nil, p, err
+	}
+	return answer.Cut, p, nil
+}
+
+// transits bounds the descriptors that are on their way from the plugin, and beside the budget so long.
+const transits = 16
+
+// transit waits until a descriptor may be on its way; release must follow.
+func (d *Dir) transit() (release func()) {
+	d.transits <- struct{}{}
+	return func() { <-d.transits }
 }
 
 // isAnswer reports whether the plugin itself said err: then it is alive.
@@ -151,12 +184,62 @@ func (d *Dir) replaced(ctx context.Context, p *Plugin) bool {
 	}
 }
 
-// install takes over what Open answered: a whole log with a fresh lease.
-func (l *Log) install(a storage.Opened) error {
+// errReplaced says that a plugin's answer came when it was no longer the plugin.
+var errReplaced = errors.New("storage plugin was replaced meanwhile")
+
+// install takes over what Open answered: a log with a fresh lease. There is a claim on a descriptor for it, which is
+// used or given back. A log that was parked stays as it is, if the answer says that it is; else what was known of it is
+// replaced. Unless p is nil, the answer counts only while p is the plugin: its successor is told of leases that are held
+// when it is adopted.
+func (l *Log) install(a storage.Opened, p *Plugin) error {
 	file, err := l.take(a.Lease)
 	if err != nil {
+		l.dir.files.give()
 		return err
 	}
+	l.mu.Lock()
+	if l.closed || p != nil && !l.dir.isPlugin(p) {
+		err = errReplaced
+		if l.closed { // deleted while it was being opened
+			err = ErrClosed
+		}
+		if in := (inode{a.Lease.Dev, a.Lease.Ino}); !l.use.parked || l.activeLocked().inode != in {
+			l.dir.disclaim(in)
+		}
+		l.mu.Unlock()
+		_ = file.Close()
+		l.dir.files.give()
+		return err
+	}
+	var old []*segment
+	if !l.use.parked || !l.isAsParkedLocked(a) {
+		old = l.replaceLocked(a)
+	}
+	l.dir.files.pin(l.activeLocked(), file, l)
+	l.lease, l.file, l.confirmed, l.down = a.Lease.Epoch, file, a.Lease.Next, nil
+	l.synced, l.unsynced = mark{a.Lease.Next, a.Lease.Position}, unsynced{written: a.Lease.Position}
+	l.notes = notes{}
+	l.use.parked, l.use.opening = false, false
+	l.mu.Unlock()
+	for _, s := range old {
+		if s.inode != (inode{a.Lease.Dev, a.Lease.Ino}) {
+			l.dir.disclaim(s.inode)
+		}
+		l.dir.files.forget(s)
+	}
+	return nil
+}
+
+// isAsParkedLocked reports whether the answer is the log that was parked.
+func (l *Log) isAsParkedLocked(a storage.Opened) bool {
+	active, n := l.activeLocked(), len(l.segments)
+	return n == len(a.Sealed)+1 && l.segments[0].base == append(a.Sealed, storage.Segment{Base: a.Lease.Base})[0].Base &&
+		active.base == a.Lease.Base && active.size == a.Lease.Position && active.next == a.Lease.Next &&
+		active.inode == inode{a.Lease.Dev, a.Lease.Ino}
+}
+
+// replaceLocked makes the segments those of the answer and returns what there was before.
+func (l *Log) replaceLocked(a storage.Opened) (old []*segment) {
 	segments := make([]*segment, 0, len(a.Sealed)+1)
 	for _, s := range a.Sealed {
 		segments = append(segments, &segment{base: s.Base, next: s.Next, size: s.Size, maxTimestamp: s.MaxTimestamp})
@@ -165,26 +248,19 @@ func (l *Log) install(a storage.Opened) error {
 		base: a.Lease.Base, next: a.Lease.Next, size: a.Lease.Position, maxTimestamp: a.Lease.MaxTimestamp,
 		inode: inode{a.Lease.Dev, a.Lease.Ino}, since: time.Now(),
 	}
-	l.dir.files.pin(active, file)
-	l.mu.Lock()
-	if l.closed { // deleted while it was being opened
-		l.mu.Unlock()
-		l.dir.disclaim(active.inode)
-		l.dir.files.forget(active)
-		return ErrClosed
-	}
-	defer l.mu.Unlock()
-	l.segments, l.logStart = append(segments, active), a.LogStart
-	l.lease, l.file, l.confirmed, l.down = a.Lease.Epoch, file, a.Lease.Next, nil
-	l.synced, l.dirtySince, l.written = mark{a.Lease.Next, a.Lease.Position}, time.Time{}, a.Lease.Position
-	l.notes = notes{}
-	return nil
+	old, l.segments = l.segments, append(segments, active)
+	l.logStart, l.gaps = a.LogStart, a.GapsBelow
+	return old
 }
 
 // take checks a lent file against its lease and returns it under a file description of our own (§2).
 func (l *Log) take(lease storage.Lease) (vfs.File, error) {
 	if lease.File == nil {
 		return nil, fmt.Errorf("%w: no descriptor was lent", ErrLied)
+	}
+	if err := checkLent(lease.File); err != nil {
+		_ = lease.File.Close()
+		return nil, err
 	}
 	file, err := l.dir.fs.Reopen(unwrap(lease.File))
 	_ = lease.File.Close() // a shared description would share its fsync errors and flags
@@ -213,14 +289,22 @@ func (l *Log) take(lease storage.Lease) (vfs.File, error) {
 // reopen makes p the plugin of l: with Held where it has a lease, by recovery below the confirmed end where not.
 func (l *Log) reopen(ctx context.Context, p *Plugin) error {
 	if l.dir.fenceErr() != nil {
+		if l.letGoOfParked() {
+			l.reopened() // readers may have been turned away
+			return nil
+		}
 		l.surrender(ErrFenced)
 	}
 	l.mu.Lock()
-	if l.closed {
+	if l.closed || l.use.parked || l.use.opening {
 		l.mu.Unlock()
 		return nil
 	}
 	held := l.heldLocked()
+	if held != nil && l.dir.pinned() {
+		release := l.handBackLocked(held)
+		defer release()
+	}
 	req := storage.OpenRequest{
 		Partition: l.part, Instance: l.dir.instance, Epoch: l.epoch, SegmentBytes: l.set.SegmentBytes, Held: held,
 		Lazy: l.set.Sync.Mode != SyncBatch, Ceiling: -1,
@@ -232,7 +316,16 @@ func (l *Log) reopen(ctx context.Context, p *Plugin) error {
 		l.surrender(err)
 		return fmt.Errorf("re-open %s: %w", l.part, err)
 	}
+	if held == nil {
+		l.reopened()
+	}
 	return nil
+}
+
+func (l *Log) reopened() {
+	if l.opt.Reopened != nil {
+		l.opt.Reopened()
+	}
 }
 
 func (l *Log) reopenWith(ctx context.Context, p *Plugin, req storage.OpenRequest, confirmed record.Offset) error {
@@ -243,7 +336,7 @@ func (l *Log) reopenWith(ctx context.Context, p *Plugin, req storage.OpenRequest
 		}
 		return l.adopted(a, req.Held)
 	}
-	if req.Lazy && l.opt.Advance != nil {
+	if (req.Lazy || l.dir.pinned()) && l.opt.Advance != nil {
 		// Readers may have seen records that recovery does not find: what comes now is told apart from them (§6.5).
 		epoch, err := l.opt.Advance(ctx)
 		if err != nil {
@@ -268,7 +361,8 @@ func (l *Log) reopenWith(ctx context.Context, p *Plugin, req storage.OpenRequest
 		l.dir.log.Warn("recovery cut the end of a partition", "partition", l.part.String(), "offset", int64(a.Cut.Offset),
 			"bytes", a.Cut.Bytes, "reason", a.Cut.Reason, "saved", a.Cut.SavedAs)
 	}
-	return l.install(a)
+	l.dir.files.claim() // it had one before
+	return l.install(a, nil)
 }
 
 func (l *Log) heldLocked() *storage.Held {
@@ -300,11 +394,12 @@ func (l *Log) adopted(a storage.Opened, held *storage.Held) error {
 // fails by itself on a fenced directory.
 func (l *Log) surrender(cause error) {
 	l.mu.Lock()
-	for l.using > 0 {
-		l.idle.Wait()
+	for l.use.count > 0 {
+		l.use.idle.Wait()
 	}
 	segments := l.segments
-	l.file, l.down = nil, cause
+	l.file, l.down, l.use.parked = nil, cause, false
+	l.use.idle.Broadcast()
 	l.segments = nil // readers of the old ones end; recovery installs new ones
 	l.mu.Unlock()
 	for _, s := range segments {

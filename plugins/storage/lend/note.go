@@ -52,31 +52,33 @@ const noteEvery = time.Second
 // tick is how often the directory looks after its logs: fine enough for the shortest sync interval that makes sense.
 const tick = 50 * time.Millisecond
 
-// Run looks after the directory until ctx ends: it syncs logs whose interval is over, tells the plugin what was written,
-// and asks whether a full disk takes records again. Notes that fail are repeated later: they carry nothing that
-// recovery would not find by scanning.
+// Run looks after the directory until ctx ends: it syncs logs whose interval is over, and, beside that, tells the plugin
+// what was written and asks whether a full disk takes records again: a plugin that is slow delays no sync. Notes that
+// fail are repeated later: they carry nothing that recovery would not find by scanning.
 func (d *Dir) Run(ctx context.Context) error {
-	t := time.NewTicker(tick)
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	tasks.Go(func() {
+		every(ctx, noteEvery, func(time.Time) { d.noteAll(ctx, d.all()) })
+	})
+	every(ctx, tick, func(now time.Time) {
+		for _, l := range d.all() {
+			l.syncIfDue(now, tasks.Go)
+		}
+	})
+	return nil
+}
+
+// every calls do, with a pause between two calls, until ctx ends.
+func every(ctx context.Context, pause time.Duration, do func(now time.Time)) {
+	t := time.NewTicker(pause)
 	defer t.Stop()
-	var syncs sync.WaitGroup
-	defer syncs.Wait()
-	var noted time.Time
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		}
-		now := time.Now()
-		logs := d.all()
-		for _, l := range logs {
-			if l.syncDue(now) {
-				syncs.Go(func() { _ = l.Sync() }) // a failure has fenced the directory
-			}
-		}
-		if now.Sub(noted) >= noteEvery {
-			noted = now
-			d.noteAll(ctx, logs)
+			return
+		case now := <-t.C:
+			do(now)
 		}
 	}
 }

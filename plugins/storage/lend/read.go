@@ -51,7 +51,8 @@ type Reader struct {
 	pos int64 // of the next batch in seg
 	// limit is the size of seg that is confirmed. Bytes above it may still change: they are never read ahead.
 	limit int64
-	at    record.Offset // base of the batch at pos; below next only before the first batch
+	at    record.Offset // base of the batch at pos, or below it in a log with gaps; below next only before the first batch
+	gaps  record.Offset // below it, a batch need not begin where the one before ends
 	// next is the first offset not yet delivered.
 	next record.Offset
 	buf  *[]byte // nil while idle
@@ -66,7 +67,7 @@ func (l *Log) NewReader(ctx context.Context, from record.Offset) (*Reader, error
 	if err != nil {
 		return nil, err
 	}
-	_, at, err := l.open(ctx, s, from)
+	_, at, err := l.open(ctx, ctx, s, from)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +135,7 @@ func (r *Reader) turn(ctx context.Context) error {
 		r.seg, r.pos, r.at = segments[i], 0, segments[i].base
 		r.r, r.w = 0, 0
 	}
-	r.limit = segments[i].size
+	r.limit, r.gaps = segments[i].size, min(r.log.gaps, segments[i].next)
 	return ctx.Err()
 }
 
@@ -157,7 +158,7 @@ func (r *Reader) batch(ctx context.Context) (record.Batch, error) {
 	if err := b.Check(); err != nil {
 		return nil, r.damaged(err)
 	}
-	if b.BaseOffset() != r.at {
+	if base := b.BaseOffset(); base != r.at && (base < r.at || base >= r.gaps) {
 		return nil, r.damaged(fmt.Errorf("batch begins at offset %d, expected %d", b.BaseOffset(), r.at))
 	}
 	return b, nil
@@ -183,7 +184,7 @@ func (r *Reader) fill(ctx context.Context, n int) error {
 		buf = grown
 		r.buf = &buf
 	}
-	file, _, err := r.log.open(ctx, r.seg, r.seg.base)
+	file, _, err := r.log.open(ctx, ctx, r.seg, r.seg.base)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 )
@@ -20,17 +21,25 @@ func (l *Log) control(ctx context.Context, f func() error) error {
 }
 
 // roll seals the active segment and takes the next; everything in it is synced before. A nil return says that it may
-// be worth looking again, not that this call has rolled: a plugin that died is waited for by the next call.
-func (l *Log) roll(ctx context.Context) error {
+// be worth looking again, not that this call has rolled: a plugin that died is waited for by the next call. It waits for
+// a plugin, or for other calls about the log, until wait ends.
+func (l *Log) roll(ctx, wait context.Context) error {
+	if l.parked() {
+		return l.hold(wait, ctx)
+	}
 	if err := l.Sync(); err != nil {
 		return err
 	}
-	return l.control(ctx, func() error {
-		p, err := l.dir.store(ctx)
+	return l.control(wait, func() error {
+		p, err := l.dir.store(wait)
 		if err != nil {
 			return err
 		}
 		l.mu.Lock()
+		if l.use.parked {
+			l.mu.Unlock()
+			return nil
+		}
 		if l.down != nil {
 			defer l.mu.Unlock()
 			return l.down
@@ -43,9 +52,12 @@ func (l *Log) roll(ctx context.Context) error {
 		req := storage.RollRequest{
 			Partition: l.part, Instance: l.dir.instance, Lease: l.lease,
 			Position: active.size, Next: active.next, MaxTimestamp: active.maxTimestamp,
+			// So that the plugin can seal the index without reading the end of the segment.
+			Entries: slices.Clone(l.notes.entries),
 		}
 		l.mu.Unlock()
-		l.sendNotes(ctx, p) // so that the plugin can seal the index without reading the end of the segment
+		release := l.dir.transit()
+		defer release()
 		lease, err := p.Store.Roll(ctx, req)
 		if err != nil {
 			return l.callFailed(ctx, p, fmt.Errorf("roll %s: %w", l.part, err))
@@ -88,7 +100,8 @@ func (l *Log) rolled(active *segment, lease storage.Lease, req storage.RollReque
 		}
 		return down
 	}
-	l.dir.files.pin(next, file)
+	l.dir.files.claim() // a roll does not wait for a descriptor: it would hold one meanwhile
+	l.dir.files.pin(next, file, l)
 	l.segments = append(l.segments, next)
 	l.lease, l.file = lease.Epoch, file
 	l.synced = mark{lease.Base, 0}
@@ -104,6 +117,8 @@ func (l *Log) rolled(active *segment, lease storage.Lease, req storage.RollReque
 // and then the call is made again by who needs it.
 func (l *Log) callFailed(ctx context.Context, p *Plugin, err error) error {
 	switch {
+	case errors.Is(err, storage.ErrFull) && l.dir.pinned():
+		return &FullError{Err: err} // what others have in hand still takes records
 	case errors.Is(err, storage.ErrFull):
 		l.dir.filled(err)
 		return &FullError{Err: err}
@@ -131,10 +146,18 @@ func (d *Dir) disown(p *Plugin) {
 }
 
 // RollAged rolls the active segment if its first record was written longer ago than the log's SegmentTime. Only the
-// log's writer may call it.
+// log's writer may call it. It waits for no plugin: while there is none, or another call about the log is under way, it
+// does nothing, and whoever calls again later finds the segment as it is.
 func (l *Log) RollAged(ctx context.Context) error {
-	if !l.Aged() {
-		return nil
+	atOnce, cancel := context.WithCancel(ctx)
+	cancel()
+	for range 2 { // a parked log is taken first
+		if !l.Aged() {
+			return nil
+		}
+		if err := l.roll(ctx, atOnce); err != nil && !errors.Is(err, ErrNoStore) {
+			return err
+		}
 	}
-	return l.roll(ctx)
+	return nil
 }

@@ -3,9 +3,9 @@ package lend
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"sort"
-	"sync"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
@@ -31,10 +31,11 @@ type segment struct {
 	inode        inode                   // of an active segment; zero for one that was sealed before this core opened it
 
 	// Guarded by fileCache.mu.
-	file vfs.File // nil: not lent, or given back
-	refs int      // reads in progress
-	gone bool     // close file when refs reaches 0
-	elem *list.Element
+	file   vfs.File // nil: not lent, or given back
+	writer *Log     // whose active segment it is, while file is the writer's
+	refs   int      // reads in progress
+	gone   bool     // close file when refs reaches 0
+	elem   *list.Element
 }
 
 // endsMax bounds how many sequential readers of one segment go on without a look-up.
@@ -77,105 +78,24 @@ func (s *segment) floor(off record.Offset) (place, bool) {
 	return s.index[i-1], true
 }
 
-// fileCache keeps the descriptors of sealed segments open up to a limit, least recently used first out. Active
-// segments are pinned by their writers and not counted.
-type fileCache struct {
-	limit int
-	mu    sync.Mutex
-	lru   list.List // of *segment, most recent first
-}
+// errHeldBack says that a look-up found the active segment not lent; it is lent again and asked for anew.
+var errHeldBack = errors.New("segment is not lent")
 
-// acquire returns s's file for reading, and false where it has to be lent first. release must follow.
-func (c *fileCache) acquire(s *segment) (vfs.File, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s.file == nil || s.gone {
-		return nil, false
-	}
-	s.refs++
-	if s.elem != nil {
-		c.lru.MoveToFront(s.elem)
-	}
-	return s.file, true
-}
-
-// put gives s a lent file, unless another reader was faster, and returns the one it has, acquired; false where s was
-// let go meanwhile. A file that is not used is closed.
-func (c *fileCache) put(s *segment, f vfs.File) (vfs.File, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s.gone || s.file != nil {
-		_ = f.Close()
-	} else {
-		s.file = f
-		s.elem = c.lru.PushFront(s)
-	}
-	if s.gone {
-		return nil, false
-	}
-	s.refs++
-	c.evictLocked()
-	return s.file, true
-}
-
-// pin gives s its writer's file.
-func (c *fileCache) pin(s *segment, f vfs.File) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s.file = f
-}
-
-// unpin hands a sealed segment's file over to the limit.
-func (c *fileCache) unpin(s *segment) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s.file != nil && s.elem == nil && !s.gone {
-		s.elem = c.lru.PushFront(s)
-		c.evictLocked()
-	}
-}
-
-func (c *fileCache) release(s *segment) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s.refs--; s.refs == 0 && s.gone {
-		c.closeLocked(s)
-	}
-}
-
-// forget closes s's file as soon as nobody reads from it. The segment stays unreadable.
-func (c *fileCache) forget(s *segment) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s.gone = true
-	if s.refs == 0 {
-		c.closeLocked(s)
-	}
-}
-
-func (c *fileCache) evictLocked() {
-	for e := c.lru.Back(); e != nil && c.lru.Len() > c.limit; {
-		s, before := e.Value.(*segment), e.Prev()
-		if s.refs == 0 {
-			c.closeLocked(s)
+// open returns s's file, lent anew where it was given back, with a place at or below off. The caller releases s. A
+// descriptor that has to be waited for is waited for until room ends.
+func (l *Log) open(ctx, room context.Context, s *segment, off record.Offset) (vfs.File, place, error) {
+	for {
+		f, at, err := l.openOnce(ctx, room, s, off)
+		if !errors.Is(err, errHeldBack) {
+			return f, at, err
 		}
-		e = before
+		if err := l.hold(ctx, room); err != nil {
+			return nil, place{}, err
+		}
 	}
 }
 
-func (c *fileCache) closeLocked(s *segment) {
-	if s.file != nil {
-		_ = s.file.Close() // nothing was written through it since its last sync
-		s.file = nil
-	}
-	if s.elem != nil {
-		c.lru.Remove(s.elem)
-		s.elem = nil
-	}
-}
-
-// open returns s's file, lent anew where it was given back, with a place at or below off. The caller releases s.
-func (l *Log) open(ctx context.Context, s *segment, off record.Offset) (vfs.File, place, error) {
+func (l *Log) openOnce(ctx, room context.Context, s *segment, off record.Offset) (vfs.File, place, error) {
 	l.mu.Lock()
 	at, known := s.floor(off)
 	if off == s.base || s.size == 0 {
@@ -183,14 +103,26 @@ func (l *Log) open(ctx context.Context, s *segment, off record.Offset) (vfs.File
 	} else if position, ok := s.ends[off]; ok {
 		at, known = place{off, position}, true
 	}
+	n := len(l.segments)
+	active := n > 0 && l.segments[n-1] == s
+	if active && l.use.parked {
+		l.mu.Unlock()
+		return nil, place{}, errHeldBack
+	}
 	l.mu.Unlock()
 	if known {
 		if f, ok := l.dir.files.acquire(s); ok {
 			return f, at, nil
 		}
+		if active && l.parked() {
+			return nil, place{}, errHeldBack
+		}
 	}
-	e, err := l.locate(ctx, s, off)
+	e, err := l.locate(ctx, room, s, off)
 	if err != nil {
+		if l.parked() && (errors.Is(err, storage.ErrNotOpen) || active && errors.Is(err, storage.ErrOffsetOutOfRange)) {
+			err = errHeldBack
+		}
 		return nil, place{}, err
 	}
 	f, ok := l.dir.files.put(s, unwrap(e.File))
@@ -203,17 +135,32 @@ func (l *Log) open(ctx context.Context, s *segment, off record.Offset) (vfs.File
 	return f, at, nil
 }
 
-// locate asks the plugin for the segment that holds off and checks that it is s.
-func (l *Log) locate(ctx context.Context, s *segment, off record.Offset) (storage.Extent, error) {
+// locate asks the plugin for the segment that holds off and checks that it is s. With a nil error there is a claim on a
+// descriptor for it.
+func (l *Log) locate(ctx, room context.Context, s *segment, off record.Offset) (_ storage.Extent, err error) {
 	p, err := l.dir.store(ctx)
 	if err != nil {
 		return storage.Extent{}, err
 	}
+	if err := l.dir.makeRoom(room); err != nil {
+		return storage.Extent{}, err
+	}
+	defer func() {
+		if err != nil {
+			l.dir.files.give()
+		}
+	}()
+	release := l.dir.transit()
+	defer release()
 	e, err := p.Store.Locate(ctx, storage.LocateRequest{Partition: l.part, Offset: off})
 	if err != nil {
 		return storage.Extent{}, fmt.Errorf("locate %s@%d: %w", l.part, off, err)
 	}
-	if e.Base != s.base || e.Offset > off || e.Position < 0 {
+	l.mu.Lock()
+	n := len(l.segments)
+	size, sealed := s.size, n == 0 || l.segments[n-1] != s
+	l.mu.Unlock()
+	if e.Base != s.base || e.Offset > off || e.Position < 0 || e.Position > size || sealed && e.Size > size {
 		_ = e.File.Close()
 		return storage.Extent{}, fmt.Errorf("%w: asked for %s@%d, got segment %d, offset %d at %d",
 			ErrLied, l.part, off, e.Base, e.Offset, e.Position)

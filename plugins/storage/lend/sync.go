@@ -72,8 +72,8 @@ func (l *Log) Sync() error {
 		return nil
 	}
 	file := l.file
-	l.dirtySince = time.Time{}
-	l.using++
+	l.unsynced.since = time.Time{}
+	l.use.count++
 	l.mu.Unlock()
 	err := l.dir.sync(file)
 	if err != nil {
@@ -88,24 +88,46 @@ func (l *Log) Sync() error {
 	return err
 }
 
-// syncDue reports whether the log has waited long enough.
-func (l *Log) syncDue(now time.Time) bool {
+// syncIfDue syncs the log in its interval's turn. It returns at once while an earlier sync is still under way: a disk
+// that hangs gathers one waiting sync a log, and no more.
+func (l *Log) syncIfDue(now time.Time, start func(sync func())) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.set.Sync.Mode == SyncInterval && !l.dirtySince.IsZero() && now.Sub(l.dirtySince) >= l.set.Sync.Interval
-}
-
-// writebackLocked asks the kernel to start writing what is not synced. It is a request; nothing depends on its success.
-func (l *Log) writebackLocked(active *segment) {
-	from := max(l.synced.position, l.written)
-	if active.size-from < writebackBytes || l.file.Fd() < 0 {
-		if l.written > active.size {
-			l.written = 0 // of an older segment
-		}
+	u := &l.unsynced
+	due := l.set.Sync.Mode == SyncInterval && !u.syncing && !u.since.IsZero() && now.Sub(u.since) >= l.set.Sync.Interval
+	u.syncing = u.syncing || due
+	l.mu.Unlock()
+	if !due {
 		return
 	}
-	l.written = active.size
-	_ = unix.SyncFileRange(l.file.Fd(), from, active.size-from, unix.SYNC_FILE_RANGE_WRITE)
+	start(func() {
+		_ = l.Sync() // a failure has fenced the directory
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.unsynced.syncing = false
+	})
+}
+
+// span is a piece of a file.
+type span struct{ from, bytes int64 }
+
+// unwrittenLocked is what the kernel has not been asked to write yet, once that is enough.
+func (l *Log) unwrittenLocked(active *segment) span {
+	if l.unsynced.written > active.size {
+		l.unsynced.written = 0 // of an older segment
+	}
+	from := max(l.synced.position, l.unsynced.written)
+	if active.size-from < writebackBytes {
+		return span{}
+	}
+	l.unsynced.written = active.size
+	return span{from, active.size - from}
+}
+
+// writeback asks the kernel to start writing. It is a request; nothing depends on its success.
+func writeback(f vfs.File, s span) {
+	if f.Fd() >= 0 {
+		_ = unix.SyncFileRange(f.Fd(), s.from, s.bytes, unix.SYNC_FILE_RANGE_WRITE)
+	}
 }
 
 // Alter changes the log's settings. A log that is synced by batch from now on is synced as a whole first: an

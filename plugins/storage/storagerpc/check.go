@@ -21,8 +21,12 @@ func checkDescription(d storage.Description) error {
 		return bad("a store without a name")
 	case d.Durability != "disk" && d.Durability != "memory":
 		return bad("durability %q", d.Durability)
-	case d.Canary == nil:
+	case d.Canary == nil && !d.Streams:
 		return bad("no canary")
+	case d.Streams && d.Pinned:
+		return bad("files that are pinned, and no files")
+	case d.SegmentRecords < 0:
+		return bad("segments of %d records", d.SegmentRecords)
 	}
 	return nil
 }
@@ -76,6 +80,9 @@ func checkSealed(o storage.Opened) error {
 	}
 	if next != o.Lease.Base {
 		return bad("sealed segments end at %d, the active one begins at %d", next, o.Lease.Base)
+	}
+	if o.GapsBelow < 0 || o.GapsBelow > o.Lease.Next {
+		return bad("gaps below %d in a log that ends at %d", o.GapsBelow, o.Lease.Next)
 	}
 	if o.LogStart < first || o.LogStart > o.Lease.Next {
 		return bad("log start %d outside [%d, %d]", o.LogStart, first, o.Lease.Next)

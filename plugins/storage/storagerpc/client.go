@@ -99,7 +99,10 @@ func checked(file storage.File, err error) error {
 func (c *client) Describe(ctx context.Context) (d storage.Description, err error) {
 	err = call[*storagepb.DescribeRequest, *storagepb.DescribeResponse]{c, methodDescribe, c.rpc.Describe, &storagepb.DescribeRequest{}}.do(ctx,
 		func(ctx context.Context, a *storagepb.DescribeResponse) error {
-			d = storage.Description{Name: a.GetName(), Version: a.GetVersion(), Durability: a.GetDurability()}
+			d = storage.Description{
+				Name: a.GetName(), Version: a.GetVersion(), Durability: a.GetDurability(),
+				Streams: a.GetStreams(), Pinned: a.GetPinned(), SegmentRecords: a.GetSegmentRecords(),
+			}
 			if d.Canary, err = c.borrow(ctx, a.GetCanaryLend()); err != nil {
 				return err
 			}

@@ -26,6 +26,10 @@ func openToWire(r storage.OpenRequest) *storagepb.OpenRequest {
 	if h := r.Held; h != nil {
 		q.Held = &storagepb.Held{
 			Lease: uint64(h.Lease), Base: int64(h.Base), Position: h.Position, Next: int64(h.Next), Dev: h.Dev, Ino: h.Ino,
+			LogStart: int64(h.LogStart), MaxTimestamp: h.MaxTimestamp,
+		}
+		for _, s := range h.Sealed {
+			q.Held.Sealed = append(q.Held.Sealed, &storagepb.HeldSegment{Segment: segmentToWire(s.Segment)})
 		}
 	}
 	return q
@@ -41,13 +45,17 @@ func openFromWire(q *storagepb.OpenRequest) storage.OpenRequest {
 		r.Held = &storage.Held{
 			Lease: storage.LeaseEpoch(h.GetLease()), Base: record.Offset(h.GetBase()), Position: h.GetPosition(),
 			Next: record.Offset(h.GetNext()), Dev: h.GetDev(), Ino: h.GetIno(),
+			LogStart: record.Offset(h.GetLogStart()), MaxTimestamp: h.GetMaxTimestamp(),
+		}
+		for _, s := range h.GetSealed() {
+			r.Held.Sealed = append(r.Held.Sealed, storage.HeldSegment{Segment: segmentFromWire(s.GetSegment())})
 		}
 	}
 	return r
 }
 
 func openedToWire(o storage.Opened, lend uint64) *storagepb.Opened {
-	a := &storagepb.Opened{Lease: leaseToWire(o.Lease, lend), LogStart: int64(o.LogStart)}
+	a := &storagepb.Opened{Lease: leaseToWire(o.Lease, lend), LogStart: int64(o.LogStart), GapsBelow: int64(o.GapsBelow)}
 	for _, s := range o.Sealed {
 		a.Sealed = append(a.Sealed, segmentToWire(s))
 	}
@@ -60,7 +68,9 @@ func openedToWire(o storage.Opened, lend uint64) *storagepb.Opened {
 }
 
 func openedFromWire(a *storagepb.Opened) storage.Opened {
-	o := storage.Opened{Lease: leaseFromWire(a.GetLease()), LogStart: record.Offset(a.GetLogStart())}
+	o := storage.Opened{
+		Lease: leaseFromWire(a.GetLease()), LogStart: record.Offset(a.GetLogStart()), GapsBelow: record.Offset(a.GetGapsBelow()),
+	}
 	for _, s := range a.GetSealed() {
 		o.Sealed = append(o.Sealed, segmentFromWire(s))
 	}
@@ -100,7 +110,7 @@ func segmentFromWire(s *storagepb.Segment) storage.Segment {
 func rollToWire(r storage.RollRequest) *storagepb.RollRequest {
 	return &storagepb.RollRequest{
 		Partition: partitionToWire(r.Partition), Instance: r.Instance, Lease: uint64(r.Lease),
-		Position: r.Position, Next: int64(r.Next), MaxTimestamp: r.MaxTimestamp,
+		Position: r.Position, Next: int64(r.Next), MaxTimestamp: r.MaxTimestamp, Entries: entriesToWire(r.Entries),
 	}
 }
 
@@ -108,34 +118,49 @@ func rollFromWire(q *storagepb.RollRequest) storage.RollRequest {
 	return storage.RollRequest{
 		Partition: partitionFromWire(q.GetPartition()), Instance: q.GetInstance(), Lease: storage.LeaseEpoch(q.GetLease()),
 		Position: q.GetPosition(), Next: record.Offset(q.GetNext()), MaxTimestamp: q.GetMaxTimestamp(),
+		Entries: entriesFromWire(q.GetEntries()),
 	}
 }
 
 func noteToWire(n storage.Note) *storagepb.NoteRequest {
-	q := &storagepb.NoteRequest{
+	return &storagepb.NoteRequest{
 		Partition: partitionToWire(n.Partition), Instance: n.Instance, Lease: uint64(n.Lease),
-		Position: n.Position, Next: int64(n.Next),
+		Position: n.Position, Next: int64(n.Next), Entries: entriesToWire(n.Entries),
 	}
-	for _, e := range n.Entries {
-		q.Entries = append(q.Entries, &storagepb.Entry{
-			Last: int64(e.Last), Position: e.Position, MaxTimestamp: e.MaxTimestamp, MaxOffset: int64(e.MaxOffset),
-		})
-	}
-	return q
 }
 
 func noteFromWire(q *storagepb.NoteRequest) storage.Note {
-	n := storage.Note{
+	return storage.Note{
 		Partition: partitionFromWire(q.GetPartition()), Instance: q.GetInstance(), Lease: storage.LeaseEpoch(q.GetLease()),
-		Position: q.GetPosition(), Next: record.Offset(q.GetNext()),
+		Position: q.GetPosition(), Next: record.Offset(q.GetNext()), Entries: entriesFromWire(q.GetEntries()),
 	}
-	for _, e := range q.GetEntries() {
-		n.Entries = append(n.Entries, storage.Entry{
+}
+
+func entriesToWire(entries []storage.Entry) []*storagepb.Entry {
+	if len(entries) == 0 {
+		return nil
+	}
+	w := make([]*storagepb.Entry, len(entries))
+	for i, e := range entries {
+		w[i] = &storagepb.Entry{
+			Last: int64(e.Last), Position: e.Position, MaxTimestamp: e.MaxTimestamp, MaxOffset: int64(e.MaxOffset),
+		}
+	}
+	return w
+}
+
+func entriesFromWire(w []*storagepb.Entry) []storage.Entry {
+	if len(w) == 0 {
+		return nil
+	}
+	entries := make([]storage.Entry, len(w))
+	for i, e := range w {
+		entries[i] = storage.Entry{
 			Last: record.Offset(e.GetLast()), Position: e.GetPosition(), MaxTimestamp: e.GetMaxTimestamp(),
 			MaxOffset: record.Offset(e.GetMaxOffset()),
-		})
+		}
 	}
-	return n
+	return entries
 }
 
 func closeToWire(r storage.CloseRequest) *storagepb.CloseRequest {

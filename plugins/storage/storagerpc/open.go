@@ -25,7 +25,11 @@ func (c *client) Open(ctx context.Context, r storage.OpenRequest) (storage.Opene
 	defer timer.Stop()
 	number := c.sock.begin()
 	defer c.sock.end(number)
-	stream, err := c.rpc.Open(ctx, openToWire(r))
+	request := openToWire(r)
+	if err := c.handBack(request, r.Held); err != nil {
+		return storage.Opened{}, err
+	}
+	stream, err := c.rpc.Open(ctx, request)
 	if err != nil {
 		return storage.Opened{}, fromStatus(ctx, methodOpen, err)
 	}
@@ -41,6 +45,22 @@ func (c *client) Open(ctx context.Context, r storage.OpenRequest) (storage.Opene
 		return storage.Opened{}, err
 	}
 	return o, nil
+}
+
+// handBack sends what the core holds of a log whose files are pinned, and notes the ids in the request.
+func (c *client) handBack(q *storagepb.OpenRequest, h *storage.Held) (err error) {
+	if h == nil || h.File == nil {
+		return nil
+	}
+	if q.Held.Lend, err = c.sock.send(h.File); err != nil {
+		return fmt.Errorf("%w: hand back the active segment: %w", ErrUnavailable, err)
+	}
+	for i := range h.Sealed {
+		if q.Held.Sealed[i].Lend, err = c.sock.send(h.Sealed[i].File); err != nil {
+			return fmt.Errorf("%w: hand back segment %d: %w", ErrUnavailable, h.Sealed[i].Base, err)
+		}
+	}
+	return nil
 }
 
 // awaitOpened reads signs of life up to the answer. Repeating the same figures is none.

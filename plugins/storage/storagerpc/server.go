@@ -43,7 +43,45 @@ func (s *server) Describe(ctx context.Context, _ *storagepb.DescribeRequest) (*s
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &storagepb.DescribeResponse{Name: d.Name, Version: d.Version, Durability: d.Durability, CanaryLend: id}, nil
+	return &storagepb.DescribeResponse{
+		Name: d.Name, Version: d.Version, Durability: d.Durability, CanaryLend: id,
+		Streams: d.Streams, Pinned: d.Pinned, SegmentRecords: d.SegmentRecords,
+	}, nil
+}
+
+// takeHeld reads the request and takes the descriptors that the core hands back with it. What giveBack closes is the
+// caller's, as the contract has it.
+func (s *server) takeHeld(ctx context.Context, q *storagepb.OpenRequest) (r storage.OpenRequest, giveBack func(), err error) {
+	r = openFromWire(q)
+	var taken []storage.File
+	giveBack = func() {
+		for _, f := range taken {
+			_ = f.Close() // the core has its own, and the store reopened what it keeps
+		}
+	}
+	take := func(id uint64) (storage.File, error) {
+		if id == 0 {
+			return nil, nil
+		}
+		f, err := s.sock.take(ctx, id)
+		if err == nil {
+			taken = append(taken, f)
+		}
+		return f, err
+	}
+	h := q.GetHeld()
+	if h == nil {
+		return r, giveBack, nil
+	}
+	r.Held.File, err = take(h.GetLend())
+	for i := 0; err == nil && i < len(r.Held.Sealed); i++ {
+		r.Held.Sealed[i].File, err = take(h.GetSealed()[i].GetLend())
+	}
+	if err != nil {
+		giveBack()
+		return r, nil, err
+	}
+	return r, giveBack, nil
 }
 
 // progressEvery is how often Open says how far it has come.
@@ -53,14 +91,18 @@ func (s *server) Open(q *storagepb.OpenRequest, stream grpc.ServerStreamingServe
 	var latest atomic.Pointer[storage.Progress]
 	latest.Store(&storage.Progress{})
 	ctx := storage.WithProgress(stream.Context(), func(p storage.Progress) { latest.Store(&p) })
+	request, giveBack, err := s.takeHeld(ctx, q)
+	if err != nil {
+		return toStatus(err)
+	}
+	defer giveBack()
 	var o storage.Opened
-	var err error
 	done := make(chan struct{})
 	var work sync.WaitGroup
 	defer work.Wait()
 	work.Go(func() {
 		defer close(done)
-		o, err = s.impl.Open(ctx, openFromWire(q))
+		o, err = s.impl.Open(ctx, request)
 	})
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()

@@ -34,12 +34,18 @@ const sendDeadline = 5 * time.Second
 // that were given up. A plugin that sends more must not be able to use up the core's descriptors.
 const unclaimedSlack = 64
 
-// Socket carries descriptors from a plugin's process to the core. One end sends, the other receives; gRPC carries
-// everything else. It is safe for concurrent use.
+// handedBackMax bounds what a plugin keeps of what the core hands back, until the call that names it: the descriptors of
+// a process, and no more.
+const handedBackMax = 1 << 16
+
+// Socket carries descriptors between a plugin's process and the core: what is lent one way, what is handed back the
+// other; gRPC carries everything else. It is safe for concurrent use.
 type Socket struct {
 	conn *net.UnixConn
-	last atomic.Uint64  // lend id sent last
-	done sync.WaitGroup // the draining goroutine
+	// trusts: the other end is the core. It names whatever it sends, so nothing is closed for want of a call.
+	trusts bool           // immutable once drained
+	last   atomic.Uint64  // lend id sent last
+	done   sync.WaitGroup // the draining goroutine
 
 	mu      sync.Mutex
 	calls   map[uint64]struct{} // in flight, by number
@@ -72,7 +78,8 @@ func SocketPair() (core *Socket, child *os.File, err error) {
 	return core, child, nil
 }
 
-// SocketFromFd adopts the plugin's end, which is descriptor 3 in a process that the host started.
+// SocketFromFd adopts the plugin's end, which is descriptor 3 in a process that the host started. It is drained from now
+// on until Close.
 func SocketFromFd(fd int) (*Socket, error) {
 	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil {
@@ -81,7 +88,13 @@ func SocketFromFd(fd int) (*Socket, error) {
 	if kind != unix.SOCK_SEQPACKET {
 		return nil, fmt.Errorf("descriptor %d is not the lend socket: type %d", fd, kind)
 	}
-	return newSocket(fd)
+	s, err := newSocket(fd)
+	if err != nil {
+		return nil, err
+	}
+	s.trusts = true
+	s.done.Go(s.drain)
+	return s, nil
 }
 
 // newSocket takes fd over.
@@ -192,7 +205,7 @@ func (s *Socket) arrive(id uint64, fds []int, truncated bool) {
 		closeAll(fds)
 		s.failLocked(fmt.Errorf("%w: lend id %d used twice", ErrBadAnswer, id))
 		return
-	case len(s.arrived) >= len(s.calls)+unclaimedSlack:
+	case len(s.arrived) >= s.roomLocked():
 		closeAll(fds) // the call that names it will say so at its deadline
 		return
 	}
@@ -209,6 +222,14 @@ func (s *Socket) arrive(id uint64, fds []int, truncated bool) {
 	s.arrived[id] = a
 	s.sweepLocked()
 	s.wakeLocked()
+}
+
+// roomLocked is how many descriptors may wait.
+func (s *Socket) roomLocked() int {
+	if s.trusts {
+		return handedBackMax
+	}
+	return len(s.calls) + unclaimedSlack
 }
 
 // begin registers a call in flight; end must follow.
@@ -229,6 +250,9 @@ func (s *Socket) end(call uint64) {
 }
 
 func (s *Socket) sweepLocked() {
+	if s.trusts {
+		return
+	}
 	oldest := s.begun + 1
 	for call := range s.calls {
 		oldest = min(oldest, call)

@@ -13,7 +13,7 @@ import (
 )
 
 // Patience is how long the suite waits for any one call.
-const Patience = 20 * time.Second
+const Patience = time.Minute
 
 // Part returns the partition that most cases use.
 func Part() storage.Partition {
@@ -46,6 +46,8 @@ type Writer struct {
 	timestamp int64
 	entries   []storage.Entry
 	since     int64 // bytes since the last entry's batch began
+	pinned    bool  // the store's files last as long as they are open: sealed ones are kept
+	sealed    []storage.HeldSegment
 }
 
 // NewWriter opens the partition and takes the lease.
@@ -57,17 +59,29 @@ func NewWriter(t TB, store storage.Store, r storage.OpenRequest) (*Writer, stora
 	if err != nil {
 		t.Fatalf("open %s: %v", r.Partition, err)
 	}
-	w := &Writer{t: t, store: store, part: r.Partition, instance: r.Instance, leader: r.Epoch}
+	w := &Writer{t: t, store: store, part: r.Partition, instance: r.Instance, leader: r.Epoch, pinned: isPinned(ctx, t, store)}
 	t.Cleanup(w.Let)
 	w.take(opened.Lease)
 	return w, opened
+}
+
+func isPinned(ctx context.Context, t TB, store storage.Store) bool {
+	t.Helper()
+	d, err := store.Describe(ctx)
+	if err != nil {
+		t.Fatalf("describe: %v", err)
+	}
+	if err := d.Canary.Close(); err != nil {
+		t.Fatalf("close the canary: %v", err)
+	}
+	return d.Pinned
 }
 
 // take begins to write through a lease, by a description of its own, as the core does.
 func (w *Writer) take(l storage.Lease) {
 	w.t.Helper()
 	if l.File != nil {
-		w.Let()
+		w.keep(l)
 		f, err := vfs.OS().Reopen(vfs.FromFd(int(l.File.Fd()), "lent"))
 		if err := errors.Join(err, l.File.Close()); err != nil {
 			w.t.Fatalf("reopen what was lent: %v", err)
@@ -87,8 +101,38 @@ func (w *Writer) take(l storage.Lease) {
 	w.lease, w.next, w.position = l, l.Next, l.Position
 }
 
-// Let closes the writer's descriptor, as a core does that died.
+// keep puts the file of a segment that was rolled aside where it has to stay open, and closes it where not.
+func (w *Writer) keep(next storage.Lease) {
+	if !w.pinned || w.file == nil || next.Base <= w.lease.Base {
+		w.letActive()
+		return
+	}
+	w.sealed = append(w.sealed, storage.HeldSegment{
+		Segment: storage.Segment{Base: w.lease.Base, Next: w.next, Size: w.position, MaxTimestamp: w.timestamp},
+		File:    kept{w.file},
+	})
+	w.file = nil
+}
+
+// kept is a file of the writer's as it is handed back.
+type kept struct{ file vfs.File }
+
+// Fd is the descriptor.
+func (k kept) Fd() uintptr { return uintptr(k.file.Fd()) }
+
+// Close closes it.
+func (k kept) Close() error { return k.file.Close() }
+
+// Let closes the writer's descriptors, as a core does that died.
 func (w *Writer) Let() {
+	w.letActive()
+	for _, s := range w.sealed {
+		_ = s.File.Close()
+	}
+	w.sealed = nil
+}
+
+func (w *Writer) letActive() {
 	if w.file != nil {
 		_ = w.file.Close()
 		w.file = nil
@@ -147,9 +191,18 @@ func (w *Writer) Lease() storage.Lease { return w.lease }
 
 // Held is what a living core says it holds.
 func (w *Writer) Held() *storage.Held {
-	return &storage.Held{
+	h := &storage.Held{
 		Lease: w.lease.Epoch, Base: w.lease.Base, Position: w.position, Next: w.next, Dev: w.lease.Dev, Ino: w.lease.Ino,
 	}
+	if w.pinned {
+		h.File, h.Sealed, h.MaxTimestamp = kept{w.file}, w.sealed, w.timestamp
+		if len(w.sealed) > 0 {
+			h.LogStart = w.sealed[0].Base
+		} else {
+			h.LogStart = h.Base
+		}
+	}
+	return h
 }
 
 // Readopt goes on with another instance of the store, holding what it held.

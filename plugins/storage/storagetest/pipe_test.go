@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage"
-	"github.com/trunkline-mq/trunkline/plugins/storage/filelog"
 	"github.com/trunkline-mq/trunkline/plugins/storage/storagerpc"
 	"github.com/trunkline-mq/trunkline/plugins/storage/storagetest"
 )
@@ -21,8 +20,8 @@ import (
 // pipeBytes is the pipe's buffer.
 const pipeBytes = 1 << 16
 
-// throughAPipe serves a filelog in this process: calls through memory, descriptors through a real socket pair.
-func throughAPipe(t *testing.T, dir string) (storage.Plugin, func()) {
+// throughAPipe serves a store in this process: calls through memory, descriptors through a real socket pair.
+func throughAPipe(t *testing.T, kind, dir string) (storage.Plugin, func()) {
 	t.Helper()
 	core, child, err := storagerpc.SocketPair()
 	if err != nil {
@@ -36,7 +35,7 @@ func throughAPipe(t *testing.T, dir string) (storage.Plugin, func()) {
 	if err := errors.Join(err, child.Close()); err != nil {
 		t.Fatal(err)
 	}
-	store, err := filelog.New(filelog.Options{Data: dir})
+	store, err := newStore(kind, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,9 +59,41 @@ func throughAPipe(t *testing.T, dir string) (storage.Plugin, func()) {
 }
 
 func TestConformanceThroughAPipe(t *testing.T) {
-	for _, c := range storagetest.Cases() {
-		t.Run(c.Name, func(t *testing.T) {
-			c.Run(t, func(dir string) (storage.Plugin, func()) { return throughAPipe(t, dir) })
-		})
+	for _, kind := range kinds() {
+		open := func(dir string) (storage.Plugin, func()) { return throughAPipe(t, kind, dir) }
+		for _, c := range storagetest.CasesFor(storagetest.Describe(t, open)) {
+			t.Run(kind+"/"+c.Name, func(t *testing.T) { c.Run(t, open) })
+		}
 	}
+}
+
+// wire serves what register offers through a pipe, with the plugin's end of the lend socket in its hands.
+func wire(t *testing.T, register func(*grpc.Server, *net.UnixConn)) storage.Plugin {
+	t.Helper()
+	core, child, err := storagerpc.SocketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.FileConn(child)
+	if err := errors.Join(err, child.Close()); err != nil {
+		t.Fatal(err)
+	}
+	pipe := bufconn.Listen(pipeBytes)
+	server := grpc.NewServer()
+	register(server, conn.(*net.UnixConn))
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(pipe) }) // ends with Stop
+	cc, err := grpc.NewClient("passthrough:pipe", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		server.Stop()
+		serving.Wait()
+		if err := errors.Join(cc.Close(), conn.Close(), core.Close()); err != nil {
+			t.Errorf("end of the pipe: %v", err)
+		}
+	})
+	return storagerpc.NewClient(cc, core)
 }

@@ -19,20 +19,24 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/plugins/storage/archive"
 	"github.com/trunkline-mq/trunkline/plugins/storage/filelog"
+	"github.com/trunkline-mq/trunkline/plugins/storage/memory"
 	"github.com/trunkline-mq/trunkline/plugins/storage/storagerpc"
 	"github.com/trunkline-mq/trunkline/plugins/storage/storagetest"
+	"github.com/trunkline-mq/trunkline/plugins/storage/stream"
 )
 
 // The test binary runs itself as the plugin's process; these tell it so.
 const (
 	childData   = "TRUNKLINE_TEST_STORAGE_DATA"
 	childListen = "TRUNKLINE_TEST_STORAGE_LISTEN"
+	childKind   = "TRUNKLINE_TEST_STORAGE_KIND"
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv(childData) != "" {
-		if err := serveChild(os.Getenv(childData), os.Getenv(childListen)); err != nil {
+		if err := serveChild(os.Getenv(childKind), os.Getenv(childData), os.Getenv(childListen)); err != nil {
 			fmt.Fprintln(os.Stderr, "storage child:", err)
 			os.Exit(1)
 		}
@@ -41,13 +45,41 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// serveChild is a plugin's main: a filelog behind gRPC, until standard input ends.
-func serveChild(data, listen string) error {
+// kinds are the stores that the suite is run on.
+func kinds() []string { return []string{"filelog", "memory", "archive"} }
+
+// stoppable is a plugin with its end.
+type stoppable interface {
+	storage.Plugin
+	Stop() error
+}
+
+// newStore makes a store of a kind, or one that lies.
+func newStore(kind, data string) (stoppable, error) {
+	switch kind {
+	case "filelog":
+		return filelog.New(filelog.Options{Data: data})
+	case "memory":
+		return memory.New(memory.Options{Data: data, Cap: 1 << 30})
+	case "archive":
+		s, err := archive.New(archive.Options{Data: data})
+		if err != nil {
+			return nil, err
+		}
+		return stream.Serve(s), nil
+	case "slab":
+		return stream.Serve(newSlab()), nil
+	}
+	return newLiar(kind, data)
+}
+
+// serveChild is a plugin's main: a store behind gRPC, until standard input ends.
+func serveChild(kind, data, listen string) error {
 	sock, err := storagerpc.SocketFromFd(storagerpc.ChildFd)
 	if err != nil {
 		return err
 	}
-	store, err := filelog.New(filelog.Options{Data: data})
+	store, err := newStore(kind, data)
 	if err != nil {
 		return err
 	}
@@ -76,6 +108,11 @@ type child struct {
 
 func startChild(t *testing.T, dir string) *child {
 	t.Helper()
+	return startChildOf(t, "filelog", dir)
+}
+
+func startChildOf(t testing.TB, kind, dir string) *child {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +128,7 @@ func startChild(t *testing.T, dir string) *child {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), childData+"="+dir, childListen+"="+listen)
+	cmd.Env = append(os.Environ(), childKind+"="+kind, childData+"="+dir, childListen+"="+listen)
 	cmd.ExtraFiles = []*os.File{end}
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
@@ -116,7 +153,7 @@ func startChild(t *testing.T, dir string) *child {
 }
 
 // kill ends the process by SIGKILL and waits until it is gone; the core's ends stay open.
-func (c *child) kill(t *testing.T) {
+func (c *child) kill(t testing.TB) {
 	t.Helper()
 	if err := c.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -125,7 +162,7 @@ func (c *child) kill(t *testing.T) {
 	_ = c.stdin.Close()
 }
 
-func (c *child) close(t *testing.T) {
+func (c *child) close(t testing.TB) {
 	t.Helper()
 	if err := errors.Join(c.conn.Close(), c.sock.Close()); err != nil {
 		t.Error(err)
@@ -133,13 +170,14 @@ func (c *child) close(t *testing.T) {
 }
 
 func TestConformanceInAProcessOfItsOwn(t *testing.T) {
-	for _, c := range storagetest.Cases() {
-		t.Run(c.Name, func(t *testing.T) {
-			c.Run(t, func(dir string) (storage.Plugin, func()) {
-				child := startChild(t, dir)
-				return child.store, func() { child.kill(t); child.close(t) }
-			})
-		})
+	for _, kind := range kinds() {
+		open := func(dir string) (storage.Plugin, func()) {
+			child := startChildOf(t, kind, dir)
+			return child.store, func() { child.kill(t); child.close(t) }
+		}
+		for _, c := range storagetest.CasesFor(storagetest.Describe(t, open)) {
+			t.Run(kind+"/"+c.Name, func(t *testing.T) { c.Run(t, open) })
+		}
 	}
 }
 
@@ -180,6 +218,10 @@ func TestAStoppedProcessMeetsTheDeadline(t *testing.T) {
 	}
 	if err := c.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
+	}
+	var status syscall.WaitStatus // the signal takes a moment to stop every thread
+	if _, err := syscall.Wait4(c.cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() {
+		t.Fatalf("child did not stop: %v, %v", status, err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()

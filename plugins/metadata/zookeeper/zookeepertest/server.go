@@ -27,7 +27,7 @@ const (
 	requireEnv = "TRUNKLINE_TEST_REQUIRE"
 	jars       = "/usr/share/java"
 	// Patience bounds every wait for something that must come.
-	Patience = 30 * time.Second
+	Patience = time.Minute
 )
 
 // Require ends the test where ZooKeeper cannot be run.

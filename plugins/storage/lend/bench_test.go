@@ -1,0 +1,180 @@
+package lend_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
+	"github.com/trunkline-mq/trunkline/plugins/storage/filelog"
+	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+)
+
+// slowSync is a file system on whose files every sync takes longer.
+type slowSync struct {
+	vfs.FS
+	delay time.Duration
+}
+
+func (s slowSync) Reopen(f vfs.File) (vfs.File, error) {
+	r, err := s.FS.Reopen(f)
+	return slowFile{r, s.delay}, err
+}
+
+type slowFile struct {
+	vfs.File
+	delay time.Duration
+}
+
+func (f slowFile) Sync() error {
+	if f.delay > 0 {
+		<-time.After(f.delay)
+	}
+	return f.File.Sync()
+}
+
+const (
+	manyPartitions = 100
+	syncDelay      = 2 * time.Millisecond
+	syncRun        = 500 * time.Millisecond
+)
+
+// BenchmarkSlowSync appends 4 KiB at a time, one group outstanding a partition, to one partition and to a hundred, with
+// and without a delay in each sync; and to one partition as many bytes at a time as a hundred have outstanding. It
+// reports the rate of a hundred against that of the one.
+func BenchmarkSlowSync(b *testing.B) {
+	for name, c := range map[string]struct {
+		delay time.Duration
+		alone int    // batches of 4 KiB in a group of the one
+		under string // where the files lie; empty: on disk
+	}{
+		"delay=2ms/same-group":        {syncDelay, 1, ""},
+		"delay=2ms/same-group/memory": {syncDelay, 1, "/dev/shm"}, // the disk's own share taken away
+		"delay=0/same-outstanding":    {0, manyPartitions, ""},
+	} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				many := appendFor(b, c.under, load{c.delay, manyPartitions, 1})
+				one := appendFor(b, c.under, load{c.delay, 1, c.alone})
+				b.ReportMetric(one/1e6, "one-MB/s")
+				b.ReportMetric(many/1e6, "many-MB/s")
+				b.ReportMetric(many/one, "ratio")
+			}
+		})
+	}
+}
+
+// load is what appendFor runs: groups of so many batches of 4 KiB, one outstanding a partition.
+type load struct {
+	delay      time.Duration
+	partitions int
+	batches    int
+}
+
+// appendFor returns the bytes a second that partitions take together.
+func appendFor(b *testing.B, under string, o load) float64 {
+	b.Helper()
+	delay, partitions, batches := o.delay, o.partitions, o.batches
+	data, err := os.MkdirTemp(under, "tlbench")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(data) }()
+	store, err := filelog.New(filelog.Options{Data: data})
+	if err != nil {
+		b.Fatal(err)
+	}
+	d := lend.NewDir(lend.Options{FS: slowSync{vfs.OS(), delay}, Instance: "bench", SyncParallel: partitions})
+	if err := d.Adopt(context.Background(), &lend.Plugin{Store: store, Kill: func(error) {}}); err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _, _ = d.Close(), store.Stop() }()
+	logs := make([]*lend.Log, partitions)
+	for i := range logs {
+		p := part
+		p.ID = partition.ID(i)
+		if logs[i], _, err = d.Open(context.Background(), p, lend.OpenOptions{Create: true, Settings: lend.Settings{SegmentBytes: 1 << 30}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	sizes := make([]int64, partitions)
+	start := time.Now()
+	var writers sync.WaitGroup
+	for i, l := range logs {
+		writers.Go(func() {
+			one := kibibytes4()
+			for time.Since(start) < syncRun {
+				g := lend.Group{Base: l.End(), Next: l.End()}
+				for range batches {
+					batch := record.Batch(append([]byte(nil), one...))
+					batch.SetBase(g.Next)
+					g.Bytes, g.Next = append(g.Bytes, batch...), batch.NextOffset()
+				}
+				if err := l.Append(context.Background(), g); err != nil {
+					b.Error(err)
+					return
+				}
+				sizes[i] += int64(len(g.Bytes))
+			}
+		})
+	}
+	writers.Wait()
+	took := time.Since(start).Seconds()
+	var sum int64
+	for _, n := range sizes {
+		sum += n
+	}
+	return float64(sum) / took
+}
+
+// kibibytes4 is a batch of one record, of about 4 KiB.
+func kibibytes4() record.Batch {
+	var bu record.Builder
+	bu.Reset(nil)
+	bu.Append(&record.Record{Timestamp: 1, Value: []byte(strings.Repeat("v", 4<<10-100))})
+	return bu.Finish(0, 0)
+}
+
+func BenchmarkAppendToParkedLogs(b *testing.B) {
+	store, err := filelog.New(filelog.Options{Data: b.TempDir()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, budget := range []int{100, 10} { // of which all fit, and of which each append parks another
+		b.Run(fmt.Sprintf("descriptors=%d", budget), func(b *testing.B) {
+			d := lend.NewDir(lend.Options{Instance: fmt.Sprint("bench", budget, b.N), OpenFiles: budget})
+			if err := d.Adopt(context.Background(), &lend.Plugin{Store: store, Kill: func(error) {}}); err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = d.Close() }()
+			var logs []*lend.Log
+			for i := range 50 {
+				p := part
+				p.ID = partition.ID(i)
+				l, _, err := d.Open(context.Background(), p, lend.OpenOptions{Create: true, Settings: lend.Settings{
+					SegmentBytes: 1 << 30, Sync: lend.Sync{Mode: lend.SyncNever},
+				}})
+				if err != nil {
+					b.Fatal(err)
+				}
+				logs = append(logs, l)
+			}
+			n := 0
+			for b.Loop() {
+				if err := add(logs[n%len(logs)], "x"); err != nil {
+					b.Fatal(err)
+				}
+				n++
+			}
+		})
+	}
+	if err := store.Stop(); err != nil {
+		b.Fatal(err)
+	}
+}
