@@ -12,18 +12,23 @@ PROTOC_GEN_GO_GRPC     := v1.6.2
 # Programs that tests run, and the Debian packages that have them.
 TEST_PACKAGES = $(strip \
 	$(if $(shell nc -h 2>&1 | grep OpenBSD),,netcat-openbsd) \
+	$(if $(shell command -v curl 2>/dev/null),,curl) \
 	$(if $(shell command -v protoc 2>/dev/null),,protobuf-compiler) \
 	$(if $(shell command -v mkfs.ext4 2>/dev/null),,e2fsprogs) \
 	$(if $(shell command -v mkfs.xfs 2>/dev/null),,xfsprogs) \
 	$(if $(shell command -v java 2>/dev/null),,openjdk-17-jre-headless) \
 	$(if $(wildcard /usr/share/java/zookeeper.jar),,libzookeeper-java) \
-	$(if $(shell command -v mvn 2>/dev/null),,maven))
+	$(if $(shell command -v mvn 2>/dev/null),,maven) \
+	$(if $(shell command -v node 2>/dev/null),,nodejs) \
+	$(if $(shell command -v npm 2>/dev/null),,npm))
 
-FUZZTIME  ?= 10s
+FUZZTIME  ?= 10m
 BENCH     ?= .
 ROUNDS    ?= 1000
 KILLTIME  ?= 60s
 SEEDS     ?= 20
+KILLS     ?= 50
+RECORDS   ?= 1000000
 PROTO_OUT ?= .
 TOOLS     := $(CURDIR)/bin/tools/$(PROTOC_GEN_GO)-$(PROTOC_GEN_GO_GRPC)
 PROTOS    := $(sort $(shell find protocol/pluginpb -name '*.proto'))
@@ -42,7 +47,7 @@ run: build
 # Every test, with nothing skipped for a missing program, and none answered from the cache, which does not know of the
 # programs that whole-system tests build and run.
 test: build test-tools
-	TRUNKLINE_TEST_REQUIRE=1 $(GO) test -race -count=1 ./...
+	TRUNKLINE_TEST_REQUIRE=1 $(GO) test -race -count=1 -timeout 30m ./...
 
 test-tools:
 ifneq ($(TEST_PACKAGES),)
@@ -52,10 +57,12 @@ ifneq ($(TEST_PACKAGES),)
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(TEST_PACKAGES)
 endif
 
-# Faults for long: power losses, full disks and kills on real file systems, and crashes of a simulated one. As root.
+# Faults for long: power losses, full disks and kills on real file systems, crashes of a simulated one, and kills under the Go
+# client. As root.
 chaos: test-tools
 	TRUNKLINE_TEST_REQUIRE=1 $(GO) test -count=1 -v -timeout 2h ./server/test/chaos -rounds $(ROUNDS) -time $(KILLTIME)
 	$(GO) test -count=1 -v -timeout 2h ./plugins/storage/crashtest -seeds $(SEEDS)
+	$(GO) test -count=1 -v -timeout 2h -run Kills ./server/test/client -kills $(KILLS) -records $(RECORDS)
 
 lint:
 	@unformatted="$$(gofmt -l clients plugins protocol server)"; \
@@ -67,7 +74,7 @@ lint:
 bench:
 	$(GO) test -run '^$$' -bench '$(BENCH)' ./...
 
-# Each fuzz target for FUZZTIME; go test takes one at a time.
+# Each fuzz target for FUZZTIME; go test takes one at a time. FUZZTIME=10s is a quick look.
 fuzz:
 	@set -e; for pkg in $$($(GO) list ./...); do \
 		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \

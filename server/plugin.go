@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -8,20 +9,22 @@ import (
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata/embedded"
 	"github.com/trunkline-mq/trunkline/plugins/metadata/zookeeper"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/crc32"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/fnv1a"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner/jump"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/murmur2"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/roundrobin"
-	"github.com/trunkline-mq/trunkline/plugins/partitioner/sticky"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/stated"
 	"github.com/trunkline-mq/trunkline/plugins/sdk"
+	"github.com/trunkline-mq/trunkline/plugins/storage/archive"
 	"github.com/trunkline-mq/trunkline/plugins/storage/filelog"
+	"github.com/trunkline-mq/trunkline/plugins/storage/memory"
+	"github.com/trunkline-mq/trunkline/plugins/storage/stream"
+	"github.com/trunkline-mq/trunkline/server/internal/broker"
+	"github.com/trunkline-mq/trunkline/server/internal/config"
 )
 
 // pluginConfig is what the server hands to a shipped plugin.
 type pluginConfig struct {
 	Data      string          `json:"data,omitempty"`    // the data directory, absolute
 	Reserve   int64           `json:"reserve,omitempty"` // bytes a store keeps free; -1: it decides
+	Memory    int64           `json:"memory,omitempty"`  // bytes that a store in memory may take
 	Zookeeper zookeeperConfig `json:"zookeeper,omitzero"`
 }
 
@@ -32,13 +35,31 @@ type zookeeperConfig struct {
 	Digest  string        `json:"digest,omitempty"`
 }
 
-// runPlugin is the whole of a shipped plugin's process. It uses no shortcut that a third party's could not.
-func runPlugin(args []string, stderr io.Writer) int {
-	if len(args) != 2 {
-		_, _ = fmt.Fprintln(stderr, "usage: trunkline-server plugin KIND NAME (started by the server, not by hand)")
-		return exitUsage
+// foreign tells the broker of third parties' plugins, as the configuration file names them when it asks.
+func foreign(cfg config.Config) func() (broker.Foreign, error) {
+	return func() (broker.Foreign, error) {
+		now, err := cfg.Reread()
+		if err != nil {
+			return broker.Foreign{}, err
+		}
+		f := broker.Foreign{Named: map[string]map[string]broker.ForeignPlugin{}}
+		if now.Dir != "" {
+			if f.Dir, err = filepath.Abs(now.Dir); err != nil {
+				return f, fmt.Errorf("plugins.dir %s: %w", now.Dir, err)
+			}
+		}
+		for kind, named := range now.Named {
+			f.Named[kind] = map[string]broker.ForeignPlugin{}
+			for name, p := range named {
+				f.Named[kind][name] = broker.ForeignPlugin{SHA256: p.SHA256, Config: p.Config}
+			}
+		}
+		return f, nil
 	}
-	kind, name := args[0], args[1]
+}
+
+// runPlugin is the whole of a shipped plugin's process. It uses no shortcut that a third party's could not.
+func runPlugin(kind, name string, stderr io.Writer) int {
 	p := sdk.Plugin{Kind: kind, Name: name, Version: version}
 	var cfg pluginConfig
 	err := sdk.Config(&cfg)
@@ -58,6 +79,13 @@ func compose(p *sdk.Plugin, cfg pluginConfig) (err error) {
 	switch p.Kind + "/" + p.Name {
 	case "storage/filelog":
 		p.Storage, err = filelog.New(filelog.Options{Data: cfg.Data, Reserve: cfg.Reserve, Logger: sdk.Logger()})
+	case "storage/archive":
+		var a *archive.Store
+		if a, err = archive.New(archive.Options{Data: cfg.Data, Logger: sdk.Logger()}); err == nil {
+			p.Storage = stream.Serve(a)
+		}
+	case "storage/memory":
+		p.Storage, err = memory.New(memory.Options{Data: cfg.Data, Cap: cfg.Memory, Logger: sdk.Logger()})
 	case "metadata/embedded":
 		p.Metadata, err = embedded.Open(embedded.Options{Path: filepath.Join(cfg.Data, "meta", "embedded.db"), Logger: sdk.Logger()})
 	case "metadata/zookeeper":
@@ -65,20 +93,14 @@ func compose(p *sdk.Plugin, cfg pluginConfig) (err error) {
 		p.Metadata, err = zookeeper.Open(zookeeper.Options{
 			Servers: z.Servers, Chroot: z.Chroot, Session: z.Session, Digest: z.Digest, Logger: sdk.Logger(),
 		})
-	case "partitioner/murmur2":
-		p.Partitioner = murmur2.New()
-	case "partitioner/crc32":
-		p.Partitioner = crc32.New()
-	case "partitioner/fnv1a":
-		p.Partitioner = fnv1a.New()
-	case "partitioner/roundrobin":
-		p.Partitioner = roundrobin.New()
-	case "partitioner/sticky":
-		p.Partitioner = sticky.New()
 	case "partitioner/jump":
 		p.Partitioner = jump.New()
 	default:
-		return fmt.Errorf("no such plugin is shipped")
+		s, ok := stated.New(p.Name)
+		if !ok || p.Kind != sdk.KindPartitioner {
+			return errors.New("no such plugin is shipped")
+		}
+		p.Partitioner = s
 	}
 	return err
 }

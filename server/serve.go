@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,11 +30,23 @@ var version = "dev"
 // drainTime is how long clients may take to hear their answers after TERM.
 const drainTime = 5 * time.Second
 
+// program is one run of the server.
+type program struct {
+	cfg    config.Config
+	source *config.Source
+	log    *slog.Logger
+	level  *slog.LevelVar // of log
+	stderr io.Writer
+}
+
 // serve runs the broker until a signal ends it. Everything that was opened is closed again, whatever happens.
-func serve(cfg config.Config, log *slog.Logger, stderr io.Writer) (err error) {
-	signals := make(chan os.Signal, 2)
+func (p *program) serve() (err error) {
+	cfg, log := p.cfg, p.log
+	signals, hups := make(chan os.Signal, 2), make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR2)
+	signal.Notify(hups, syscall.SIGHUP)
 	defer signal.Stop(signals)
+	defer signal.Stop(hups)
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 
@@ -48,8 +61,17 @@ func serve(cfg config.Config, log *slog.Logger, stderr io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, closeListener(web)) }()
 
-	data, err := datadir.Open(ctx, cfg.Data, int(cfg.BrokerID))
-	if err != nil {
+	var data *datadir.Dir
+	err = untilSignal(ctx, signals, func(ctx context.Context) (err error) {
+		data, err = datadir.Open(ctx, cfg.Data, int(cfg.BrokerID), func(holder string) {
+			log.Warn("waiting for the data directory: another server has it", "data", cfg.Data, "holder", holder)
+		})
+		return err
+	}, func() error { return data.Close() })
+	if errors.Is(err, errInterrupted) {
+		log.Info("told to end while starting")
+		return nil
+	} else if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, data.Close()) }()
@@ -57,7 +79,7 @@ func serve(cfg config.Config, log *slog.Logger, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := startBroker(ctx, b, signals); errors.Is(err, errInterrupted) {
+	if err := untilSignal(ctx, signals, b.Start, b.Close); errors.Is(err, errInterrupted) {
 		log.Info("told to end while starting")
 		return nil
 	} else if err != nil {
@@ -66,20 +88,60 @@ func serve(cfg config.Config, log *slog.Logger, stderr io.Writer) (err error) {
 	defer func() { err = errors.Join(err, b.Close()) }()
 	clients := conn.NewServer(connOptions(cfg, data, b, log))
 	s := servers{clients: clients, listener: listener, web: web, http: httpd.New(b.Ready), lameDuck: cfg.Limits.LameDuck}
+	s.reload, s.settle = func() { p.reload(&s, b) }, b.EndChanges
 	s.start()
 	httpAddr := "-"
 	if web != nil {
 		httpAddr = web.Addr().String()
 	}
-	_, _ = fmt.Fprintf(stderr, "ready client=%s http=%s data=%s\n", listener.Addr(), httpAddr, data.Path)
-	return s.run(signals, log)
+	_, _ = fmt.Fprintf(p.stderr, "ready client=%s http=%s data=%s\n", listener.Addr(), httpAddr, data.Path)
+	return s.run(signals, hups, log)
+}
+
+// reload takes a changed configuration over: all of it or, with the reason in the log, nothing.
+func (p *program) reload(s *servers, b *broker.Broker) {
+	next, err := p.source.Read()
+	if faulty, ok := errors.AsType[*config.Error](err); ok {
+		p.log.Error("configuration not reloaded, nothing was changed: it has faults", "faults", len(faulty.Faults))
+		for _, fault := range faulty.Faults {
+			p.log.Error("configuration fault", "fault", fault)
+		}
+		return
+	}
+	var fixed []string
+	for _, c := range next.Changes {
+		if c.Restart {
+			fixed = append(fixed, c.Key)
+		}
+	}
+	if len(fixed) > 0 {
+		p.log.Error("configuration not reloaded, nothing was changed: these keys need a restart", "keys", strings.Join(fixed, " "))
+		return
+	}
+	for _, w := range next.Config.Warnings {
+		p.log.Warn("configuration", "warning", w)
+	}
+	p.cfg = next.Config
+	p.source.Accept(next)
+	p.level.Set(p.cfg.Log.Level)
+	s.lameDuck = p.cfg.Limits.LameDuck
+	b.Tune(broker.Creation{Auto: p.cfg.Topics.AutoCreate, Max: p.cfg.Topics.AutoCreateMax, Partitions: p.cfg.Topics.Partitions})
+	s.clients.Tune(conn.Tuning{
+		Connections: connections(p.cfg, p.log), Pending: p.cfg.Limits.Pending, WriteDeadline: p.cfg.Limits.WriteDeadline,
+		AutoCreate: p.cfg.Topics.AutoCreate, Subscriptions: p.cfg.Limits.Subscriptions,
+	})
+	for _, c := range next.Changes {
+		p.log.Info("configuration changed", "key", c.Key, "old", c.Old, "new", c.New)
+	}
+	p.log.Info("configuration reloaded", "file", p.cfg.File, "changes", len(next.Changes))
 }
 
 // errInterrupted says that a signal came before the broker was up.
 var errInterrupted = errors.New("told to end while starting")
 
-// startBroker starts the broker, which may wait for what it needs. A signal ends that.
-func startBroker(ctx context.Context, b *broker.Broker, signals <-chan os.Signal) error {
+// untilSignal does a step of the start, which may wait for what it needs. A signal ends that, and undoes it where it was
+// done all the same.
+func untilSignal(ctx context.Context, signals <-chan os.Signal, step func(context.Context) error, undo func() error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var listener errgroup.Group
 	listener.Go(func() error {
@@ -90,13 +152,13 @@ func startBroker(ctx context.Context, b *broker.Broker, signals <-chan os.Signal
 		}
 		return nil
 	})
-	err := b.Start(ctx)
+	err := step(ctx)
 	interrupted := errors.Is(context.Cause(ctx), errInterrupted)
 	cancel(nil)
 	_ = listener.Wait()
 	switch {
 	case interrupted && err == nil:
-		return errors.Join(errInterrupted, b.Close())
+		return errors.Join(errInterrupted, undo())
 	case interrupted: // the rest of err comes of it
 		return errInterrupted
 	}
@@ -135,6 +197,8 @@ type servers struct {
 	web      net.Listener // nil: no HTTP
 	http     *httpd.Server
 	lameDuck config.LameDuck
+	reload   func() // reads the configuration again
+	settle   func() // ends changes of topics, which clients wait for
 	tasks    errgroup.Group
 	failed   chan error
 }
@@ -148,18 +212,8 @@ func (s *servers) start() {
 }
 
 // run waits for the end and shuts down: no new connections, queued answers out, then everybody gone.
-func (s *servers) run(signals <-chan os.Signal, log *slog.Logger) error {
-	var fault error
-	select {
-	case sig := <-signals:
-		if sig == syscall.SIGUSR2 {
-			fault = closeListener(s.listener)
-			s.retire(signals, log)
-			break
-		}
-		log.Info("shutting down", "signal", sig.String())
-	case fault = <-s.failed:
-	}
+func (s *servers) run(signals, hups <-chan os.Signal, log *slog.Logger) error {
+	fault := s.untilTold(signals, hups, log)
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	var second errgroup.Group
@@ -171,6 +225,7 @@ func (s *servers) run(signals <-chan os.Signal, log *slog.Logger) error {
 		}
 		return nil
 	})
+	second.Go(func() error { s.settle(); return nil })
 	fault = errors.Join(fault, closeListener(s.listener))
 	s.clients.Shutdown(ctx)
 	cancel()
@@ -183,6 +238,26 @@ func (s *servers) run(signals <-chan os.Signal, log *slog.Logger) error {
 		}
 	}
 	return errors.Join(fault, s.tasks.Wait())
+}
+
+// untilTold serves until a signal or a listener's failure ends it.
+func (s *servers) untilTold(signals, hups <-chan os.Signal, log *slog.Logger) error {
+	for {
+		select {
+		case <-hups:
+			s.reload()
+		case sig := <-signals:
+			if sig == syscall.SIGUSR2 {
+				fault := closeListener(s.listener)
+				s.retire(signals, log)
+				return fault
+			}
+			log.Info("shutting down", "signal", sig.String())
+			return nil
+		case fault := <-s.failed:
+			return fault
+		}
+	}
 }
 
 // retire lets clients go elsewhere in their own time. A signal to end ends it.
@@ -212,8 +287,9 @@ func brokerOptions(cfg config.Config, data *datadir.Dir, log *slog.Logger) broke
 	return broker.Options{
 		Data: data, Plugin: []string{"/proc/self/exe", "plugin"}, Metadata: metadataOptions(cfg),
 		AutoCreate: cfg.Topics.AutoCreate, AutoCreateMax: cfg.Topics.AutoCreateMax, Partitions: cfg.Topics.Partitions,
+		Foreign: foreign(cfg), Breaker: broker.Breaker{Crashes: cfg.Plugins.BreakerCrashes, Window: cfg.Plugins.BreakerWindow},
 		PublishTimeout: cfg.Limits.PublishTimeout,
-		SyncParallel:   cfg.Storage.SyncParallel, OpenFiles: openFiles(cfg), Reserve: cfg.Storage.Reserve, Logger: log,
+		SyncParallel:   cfg.Storage.SyncParallel, OpenFiles: openFiles(cfg), Reserve: cfg.Storage.Reserve, Memory: cfg.Storage.Memory, Logger: log,
 	}
 }
 
@@ -240,13 +316,13 @@ func descriptors() int {
 	return max(fileReserve, int(min(limit.Cur, 1<<20))-fileReserve)
 }
 
-// openFiles is how many sealed segments may be open: what was configured, or what connections leave of the process's
-// limit, at most half of it.
+// openFiles is how many segments may be open, active and sealed ones: what was configured, as far as the process's limit
+// allows, or what connections leave of that, at most half of it.
 func openFiles(cfg config.Config) int {
-	if cfg.Storage.OpenFiles > 0 {
-		return cfg.Storage.OpenFiles
-	}
 	all := descriptors()
+	if cfg.Storage.OpenFiles > 0 {
+		return min(cfg.Storage.OpenFiles, all)
+	}
 	return max(fileReserve, min(all/2, all-cfg.Limits.Connections))
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	"github.com/trunkline-mq/trunkline/protocol/record"
@@ -13,7 +14,33 @@ import (
 	"github.com/trunkline-mq/trunkline/server/internal/setting"
 )
 
-func logSettings(s setting.Topic) lend.Settings {
+// fits refuses settings that a topic's store cannot keep.
+func fits(d storage.Description, s setting.Topic) *errcode.Error {
+	switch {
+	case d.Pinned && s.RetentionBytes < 0:
+		return errcode.New(errcode.BadSetting, fmt.Sprintf("a topic on the store %s needs retention.bytes: memory ends", d.Name),
+			"say how much each partition may keep, such as retention.bytes=64MiB")
+	case d.Streams && s.Sync != setting.SyncBatch:
+		return errcode.New(errcode.BadSetting, fmt.Sprintf("sync=%s cannot be had on the store %s: it acknowledges what it keeps", s.Sync, d.Name),
+			"leave sync out, or choose sync=batch")
+	}
+	return nil
+}
+
+// segmentsPerRetention is how many segments a log in memory has at least: retention takes whole ones, and never the
+// active one.
+const segmentsPerRetention = 4
+
+func logSettings(s setting.Topic, d storage.Description) lend.Settings {
+	set := plainSettings(s)
+	if d.Pinned {
+		set.SegmentBytes = min(set.SegmentBytes, max(setting.SegmentBytesMin, s.RetentionBytes/segmentsPerRetention))
+		set.Retention = &lend.Retention{Time: s.RetentionTime, Bytes: s.RetentionBytes}
+	}
+	return set
+}
+
+func plainSettings(s setting.Topic) lend.Settings {
 	modes := map[setting.SyncMode]lend.SyncMode{
 		setting.SyncBatch: lend.SyncBatch, setting.SyncInterval: lend.SyncInterval, setting.SyncNever: lend.SyncNever,
 	}
@@ -29,6 +56,10 @@ func partitionSettings(s setting.Topic) partition.Settings {
 // apply hands the settings to the partitions.
 func (b *Broker) apply(t *Topic) error {
 	var errs []error
+	set := plainSettings(t.Set)
+	if keep, ok := b.stores.engine(t.Meta.Store()); ok { // else no partition is open
+		set = logSettings(t.Set, keep.Description())
+	}
 	for _, p := range t.partitions {
 		if p == nil {
 			continue
@@ -37,7 +68,7 @@ func (b *Broker) apply(t *Topic) error {
 		if t.Set.Sync != setting.SyncBatch {
 			p.Alter(partitionSettings(t.Set))
 		}
-		if err := p.Log().Alter(logSettings(t.Set)); err != nil {
+		if err := p.Log().Alter(set); err != nil {
 			errs = append(errs, fmt.Errorf("alter %s: %w", p.Name, err))
 		}
 		p.Alter(partitionSettings(t.Set))
@@ -52,14 +83,14 @@ func (b *Broker) apply(t *Topic) error {
 // Trim moves a partition's log start up to at least off, which is not above its high watermark, and returns where it is.
 func (b *Broker) Trim(ctx context.Context, p *partition.Partition, off record.Offset) (record.Offset, error) {
 	if end := p.HighWatermark(); off > end {
-		return 0, errcode.New(errcode.OffsetOutOfRange, fmt.Sprintf("%s ends at %d, before %d", p.Name, end, off), "trim to @latest at most")
+		return 0, errcode.New(errcode.OffsetOutOfRange, fmt.Sprintf("%s ends at %d, before %d", p.Address(), end, off), "trim to @latest at most")
 	}
 	// A client that goes away must not leave the plugin's answer unheard: that would end the plugin.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
 	start, err := p.Log().Trim(ctx, off)
 	if err != nil {
-		return 0, errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("%s could not be trimmed", p.Name), "see the server's log, then try again")
+		return 0, errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("%s could not be trimmed", p.Address()), "see the server's log, then try again")
 	}
 	return start, nil
 }
@@ -67,7 +98,7 @@ func (b *Broker) Trim(ctx context.Context, p *partition.Partition, off record.Of
 const (
 	// lookEvery is how often the broker looks after its logs' segments.
 	lookEvery = time.Second
-	// expireEvery is how often retention is asked for; a log of one segment has nothing to lose.
+	// expireEvery is how often retention is asked for.
 	expireEvery   = 5 * time.Second
 	expireTimeout = 10 * time.Second
 )
@@ -101,7 +132,7 @@ func (b *Broker) keepTopic(ctx context.Context, t *Topic, expire bool) {
 		if p.Log().Aged() {
 			p.Tick()
 		}
-		if !expire || p.Log().Stats().Segments < 2 || t.Set.RetentionTime == 0 && t.Set.RetentionBytes < 0 {
+		if !expire || t.Set.RetentionTime == 0 && t.Set.RetentionBytes < 0 {
 			continue
 		}
 		b.expire(ctx, t, p)

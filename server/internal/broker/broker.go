@@ -19,7 +19,7 @@ import (
 
 	"github.com/trunkline-mq/trunkline/plugins/host"
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
-	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
+	"github.com/trunkline-mq/trunkline/server/internal/catalog"
 	"github.com/trunkline-mq/trunkline/server/internal/datadir"
 )
 
@@ -28,6 +28,8 @@ type Options struct {
 	Data           *datadir.Dir
 	Plugin         []string // command that starts a shipped plugin; kind and name are appended
 	Metadata       Metadata
+	Foreign        func() (Foreign, error) // asked at the start and at each reload; nil: there are no third parties' plugins
+	Breaker        Breaker
 	AutoCreate     bool
 	AutoCreateMax  int   // topics that publishes may bring about
 	Partitions     int32 // of a topic created without saying how many
@@ -35,22 +37,40 @@ type Options struct {
 	SyncParallel   int
 	OpenFiles      int
 	Reserve        int64 // bytes the store keeps free; -1: it decides
+	Memory         int64 // bytes that topics in memory may hold together
 	Logger         *slog.Logger
 }
 
+// Creation says which topics publishes bring about, and how they are. A running broker can be told anew.
+type Creation struct {
+	Auto       bool
+	Max        int   // topics that publishes may bring about
+	Partitions int32 // of a topic created without saying how many
+}
+
+// settings are the options, and what of them has been changed since.
+type settings struct {
+	Options
+	creation atomic.Pointer[Creation] // goes before the options
+}
+
+// Tune changes how topics are created from now on.
+func (b *Broker) Tune(c Creation) { b.opt.creation.Store(&c) }
+
 // Broker is a running broker.
 type Broker struct {
-	opt  Options
+	opt  settings
 	log  *slog.Logger
-	dir  *lend.Dir
 	runs string // directory of the plugins' sockets
 
-	plugins map[string]*host.Supervisor // by kind, the default partitioner among them; immutable after New
-	storage current[*host.Instance]
+	plugins map[string]*host.Supervisor // the metadata plugin and the default partitioner, by kind; immutable after New
+	stores  stores
 	meta    current[metadata.Store]
 	lenders lenders
+	foreign foreigners
+	ownHash func() string // of the server's binary; takes it once
 
-	changes chan struct{} // holds one token: whoever has it may change topics
+	changes changes
 	// unsettled holds a token when a change has no known outcome, until topics are compared with metadata.
 	unsettled chan struct{}
 	version   atomic.Uint64 // of topics; grows with mu held
@@ -67,22 +87,25 @@ type Broker struct {
 // New returns a broker that is not started.
 func New(o Options) (*Broker, error) {
 	b := &Broker{
-		opt: o, log: o.Logger,
-		changes: make(chan struct{}, 1), unsettled: make(chan struct{}, 1), ready: make(chan struct{}),
+		opt: settings{Options: o}, log: o.Logger,
+		changes: changes{token: make(chan struct{}, 1), over: make(chan struct{})}, unsettled: make(chan struct{}, 1), ready: make(chan struct{}),
 		topics: make(map[string]*Topic), changed: make(chan struct{}),
 	}
-	b.dir = lend.NewDir(lend.Options{
-		Instance: datadir.RandomID(), SyncParallel: o.SyncParallel, OpenFiles: o.OpenFiles, Logger: o.Logger,
-	})
+	b.Tune(Creation{o.AutoCreate, o.AutoCreateMax, o.Partitions})
+	b.foreign.read, b.ownHash = o.Foreign, sync.OnceValue(hashOwn)
+	if err := b.foreign.refresh(); err != nil {
+		return nil, err
+	}
 	runs, err := makeRunDir(o.Data.Path)
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for plugin sockets: %w", err)
 	}
 	b.runs = runs
 	b.plugins = map[string]*host.Supervisor{
-		"storage":  b.storagePlugin(),
 		"metadata": b.metadataPlugin(),
 	}
+	b.stores.instance, b.stores.all = datadir.RandomID(), make(map[string]*store)
+	b.newStoreLocked(catalog.DefaultStore)
 	b.lenders.all = make(map[string]*lender)
 	b.plugins["partitioner"] = b.newLenderLocked(defaultPartitioner).supervisor()
 	return b, nil
@@ -93,18 +116,23 @@ func New(o Options) (*Broker, error) {
 func (b *Broker) Start(ctx context.Context) error {
 	var starts errgroup.Group
 	var mu sync.Mutex
-	var started []*host.Supervisor
-	for kind, p := range b.plugins {
+	var started []func(context.Context) error
+	start := func(kind string, p *host.Supervisor, run func(context.Context) error) {
 		starts.Go(func() error {
 			if err := p.Start(ctx); err != nil {
 				return fmt.Errorf("start the %s plugin: %w", kind, err)
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			started = append(started, p)
+			started = append(started, run)
 			return nil
 		})
 	}
+	for kind, p := range b.plugins {
+		start(kind, p, p.Run)
+	}
+	files := b.stores.all[catalog.DefaultStore]
+	start("storage", files.supervisor(), func(ctx context.Context) error { return files.run(ctx, files.supervisor()) })
 	err := starts.Wait()
 	b.run(started)
 	if err == nil {
@@ -118,16 +146,14 @@ func (b *Broker) Start(ctx context.Context) error {
 }
 
 // run starts what lives as long as the broker.
-func (b *Broker) run(plugins []*host.Supervisor) {
+func (b *Broker) run(plugins []func(context.Context) error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	b.cancel = cancel
 	b.tasks = &errgroup.Group{}
 	b.spawn = func(task func(context.Context) error) { b.tasks.Go(func() error { return task(ctx) }) }
 	for _, p := range plugins {
-		b.tasks.Go(func() error { return p.Run(ctx) })
+		b.tasks.Go(func() error { return p(ctx) })
 	}
-	b.tasks.Go(func() error { return b.dir.Run(ctx) })
-	b.tasks.Go(func() error { return b.watchFence(ctx) })
 	b.tasks.Go(func() error { return b.keepLogs(ctx) })
 	b.tasks.Go(func() error { return b.settle(ctx) })
 }
@@ -139,6 +165,7 @@ const closeTimeout = 2 * time.Second
 // Close writes and answers what is queued, gives the leases back, and ends the plugins. It is called once, after the
 // last connection is gone.
 func (b *Broker) Close() error {
+	b.EndChanges() // so that nothing is opened behind our back
 	b.mu.Lock()
 	topics := b.topics
 	b.topics = make(map[string]*Topic)
@@ -163,7 +190,7 @@ func (b *Broker) Close() error {
 	logs.Wait()
 	b.cancel(errors.New("broker is closing"))
 	err := b.tasks.Wait()
-	return errors.Join(err, b.dir.Close(), os.RemoveAll(b.runs))
+	return errors.Join(err, b.stores.close(), os.RemoveAll(b.runs))
 }
 
 // current holds the client of a plugin while there is one.
@@ -230,8 +257,5 @@ func (b *Broker) Ready() error {
 	default:
 		return errors.New("starting")
 	}
-	if err := b.dir.Healthy(); err != nil {
-		return err
-	}
-	return nil
+	return b.stores.healthy()
 }

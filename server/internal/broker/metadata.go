@@ -16,7 +16,7 @@ import (
 
 // Metadata says which metadata plugin the broker uses.
 type Metadata struct {
-	Name   string          // of a shipped plugin; empty: embedded
+	Name   string          // of a plugin, shipped or not; empty: embedded
 	Config json.RawMessage // for it; empty: the data directory is all it needs
 }
 
@@ -32,9 +32,14 @@ const (
 // errOtherCluster says that the metadata is another data directory's.
 var errOtherCluster = errors.New("the metadata belongs to another data directory")
 
+// defaultMetadata is the plugin of a broker that is told of no other.
+const defaultMetadata = "embedded"
+
+func (b *Broker) metadataName() string { return cmp.Or(b.opt.Metadata.Name, defaultMetadata) }
+
 func (b *Broker) metadataPlugin() *host.Supervisor {
 	claimed := false // touched by the supervisor's goroutine only
-	return b.supervise("metadata", cmp.Or(b.opt.Metadata.Name, "embedded"), host.Spec{
+	return b.supervise(kindMetadata, b.metadataName(), host.Spec{
 		Config: b.opt.Metadata.Config,
 		Files: func() ([]*os.File, error) {
 			lock, err := b.opt.Data.Inherit()
@@ -60,7 +65,7 @@ func (b *Broker) metadataPlugin() *host.Supervisor {
 			b.reconcileLater()
 			return nil
 		},
-		OnDown: func(error) { _, _ = b.meta.clear() },
+		OnDown: func(*host.Instance, error) { _, _ = b.meta.clear() },
 	})
 }
 

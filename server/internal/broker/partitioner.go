@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,11 +36,13 @@ type lender struct {
 	name   string
 	broker *Broker
 	up     current[lending]
-	late   atomic.Int32 // calls in a row that were not answered in time
+	again  chan chan<- error // unbuffered: wakes keep between two tries; the answer has room
+	late   atomic.Int32      // calls in a row that were not answered in time
 
 	mu    sync.Mutex
 	sup   *host.Supervisor // the newest
 	fault error            // why the first start of the newest did not work
+	lent  []lending        // adopted and not given back: one, but while it is reloaded
 }
 
 // lending is a running instance of a partitioner.
@@ -62,9 +63,8 @@ const (
 
 // lender returns the partitioner of that name, which is started if it does not run yet, and need not be up.
 func (b *Broker) lender(name string) (*lender, *errcode.Error) {
-	if !slices.Contains(shippedPartitioners(), name) {
-		return nil, errcode.New(errcode.BadSetting, fmt.Sprintf("there is no partitioner %q", name[:min(len(name), 64)]),
-			"choose "+strings.Join(shippedPartitioners(), ", "))
+	if err := b.mustBeAvailable(kindPartitioner, "partitioner", name); err != nil {
+		return nil, err
 	}
 	b.lenders.mu.Lock()
 	defer b.lenders.mu.Unlock()
@@ -77,7 +77,7 @@ func (b *Broker) lender(name string) (*lender, *errcode.Error) {
 }
 
 func (b *Broker) newLenderLocked(name string) *lender {
-	l := &lender{name: name, broker: b}
+	l := &lender{name: name, broker: b, again: make(chan chan<- error)}
 	l.renew()
 	b.lenders.all[name] = l
 	return l
@@ -92,14 +92,14 @@ func (l *lender) renew() *host.Supervisor {
 				return errors.Join(err, up.client.Close())
 			}
 			l.late.Store(0)
+			l.mu.Lock()
+			l.lent = append(l.lent, up)
+			l.mu.Unlock()
 			l.up.set(up)
 			return nil
 		},
-		OnDown: func(error) {
-			if up, ok := l.up.clear(); ok {
-				_ = up.client.Close() // never fails
-			}
-		},
+		Overlap: true,
+		OnDown:  l.down,
 	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -107,11 +107,31 @@ func (l *lender) renew() *host.Supervisor {
 	return sup
 }
 
+// down closes the client of an instance that is gone or replaced. Calls under way are asked of its successor.
+func (l *lender) down(inst *host.Instance, _ error) {
+	l.mu.Lock()
+	i := slices.IndexFunc(l.lent, func(up lending) bool { return up.inst == inst })
+	gone := l.lent[i] // each instance that was adopted is given back once
+	l.lent = slices.Delete(l.lent, i, i+1)
+	rest := l.lent
+	l.mu.Unlock()
+	if len(rest) > 0 {
+		l.up.set(rest[len(rest)-1])
+	} else {
+		_, _ = l.up.clear()
+	}
+	_ = gone.client.Close() // never fails
+}
+
 // keep runs the plugin until ctx ends.
 func (l *lender) keep(ctx context.Context) error {
 	sup, pause := l.supervisor(), startAgainMin
+	var answer chan<- error
 	for {
 		err := sup.Start(ctx)
+		if answer != nil {
+			answer <- err
+		}
 		if err == nil {
 			return sup.Run(ctx)
 		}
@@ -122,12 +142,9 @@ func (l *lender) keep(ctx context.Context) error {
 		l.mu.Lock()
 		l.fault = err
 		l.mu.Unlock()
-		again := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			again.Stop()
+		var goOn bool
+		if answer, goOn = pauseOr(ctx, pause, l.again); !goOn {
 			return nil
-		case <-again.C:
 		}
 		pause = min(2*pause, startAgainMax)
 		sup = l.renew()
@@ -160,7 +177,7 @@ const assignTries = 2
 // assign asks the plugin for partitions. A plugin that is late again and again is killed; its successor may do better.
 func (l *lender) assign(ctx context.Context, r partitioner.AssignRequest, to []plan.ID) error {
 	var err error
-	for range assignTries {
+	for try := 0; try < assignTries; {
 		up, ok := l.up.now()
 		if !ok {
 			l.mu.Lock()
@@ -168,10 +185,14 @@ func (l *lender) assign(ctx context.Context, r partitioner.AssignRequest, to []p
 			return errors.Join(errNoPartitioner, l.fault)
 		}
 		err = up.client.Assign(ctx, r, to)
+		if errors.Is(err, partitionerrpc.ErrUnavailable) && ctx.Err() == nil && l.replaced(up) {
+			continue // ends when processes are not replaced faster than they are asked
+		}
 		if !errors.Is(err, partitionerrpc.ErrDeadline) || ctx.Err() != nil {
 			l.late.Store(0)
 			return err
 		}
+		try++
 		if l.late.Add(1) == lateMax {
 			up.inst.Kill(fmt.Errorf("%d calls in a row: %w", lateMax, partitionerrpc.ErrDeadline))
 		}
@@ -179,22 +200,38 @@ func (l *lender) assign(ctx context.Context, r partitioner.AssignRequest, to []p
 	return err
 }
 
+// replaced reports whether another instance than up answers now.
+func (l *lender) replaced(up lending) bool {
+	now, ok := l.up.now()
+	return ok && now.client != up.client
+}
+
 // errNoPartitioner is why a key has no partition while its topic's plugin does not run.
 var errNoPartitioner = errors.New("its plugin does not run")
 
+// plan asks the plugin, and once it was replaced meanwhile its successor.
+func (l *lender) plan(ctx context.Context, r partitioner.PlanRequest) (plan.Plan, error) {
+	for {
+		up, err := l.get(ctx)
+		if err != nil {
+			return plan.Plan{}, err
+		}
+		strategy, err := up.client.Plan(ctx, r)
+		if !errors.Is(err, partitionerrpc.ErrUnavailable) || !l.replaced(up) {
+			return strategy, err
+		}
+	}
+}
+
 // plan asks a partitioner plugin how to spread a topic. The plan has no version yet.
 func (b *Broker) plan(ctx context.Context, topic, by string, partitions int32) (plan.Plan, error) {
-	var strategy plan.Plan
 	l, fault := b.lender(by)
 	if fault != nil {
-		return strategy, fault
+		return plan.Plan{}, fault
 	}
 	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
 	defer cancel()
-	up, err := l.get(ctx)
-	if err == nil {
-		strategy, err = up.client.Plan(ctx, partitioner.PlanRequest{Topic: topic, Partitions: partitions})
-	}
+	strategy, err := l.plan(ctx, partitioner.PlanRequest{Topic: topic, Partitions: partitions})
 	if err == nil && strategy.Partitions != partitions {
 		err = fmt.Errorf("plan is for %d partitions", strategy.Partitions)
 	}

@@ -2,115 +2,196 @@ package broker
 
 import (
 	"context"
-	"encoding/json"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
-	"maps"
+	"io"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/host"
-	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
-	"github.com/trunkline-mq/trunkline/plugins/storage/storagerpc"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
 )
 
-// The shipped plugin of each kind.
-const (
-	// StorageName is the store of every topic in this version.
-	StorageName = "filelog"
-)
-
-// adoptTimeout bounds the re-adoption of a restarted storage plugin. With Held it scans nothing; after a fence it
-// recovers from disk, which takes as long as the disk takes.
-const adoptTimeout = 10 * time.Minute
-
-func (b *Broker) supervise(kind, name string, s host.Spec) *host.Supervisor {
-	s.Kind, s.Name = kind, name
-	s.Command = append(append([]string{}, b.opt.Plugin...), kind, name)
-	if len(s.Config) == 0 {
-		s.Config, _ = json.Marshal(map[string]string{"data": b.opt.Data.Path}) // cannot fail: a map of strings
-	}
-	s.RunDir = b.runs
-	return host.New(s, host.Options{Logger: b.log})
+// Plugin is what an operator sees of a plugin. One that nobody needed yet is stopped.
+type Plugin struct {
+	host.Status
+	Shipped bool // it lives in the server's binary, and SHA256 is that one's
 }
 
-// storagePlugin supervises the store. It inherits the socket that descriptors travel through and the directory's lock.
-func (b *Broker) storagePlugin() *host.Supervisor {
-	var sock *storagerpc.Socket // of the instance being started or running; touched by the supervisor's goroutine only
-	closeSocket := func() {
-		if sock != nil {
-			_ = sock.Close()
-			sock = nil
-		}
-	}
-	config, _ := json.Marshal(map[string]any{"data": b.opt.Data.Path, "reserve": b.opt.Reserve}) // cannot fail: a string and a number
-	return b.supervise("storage", StorageName, host.Spec{
-		Config: config,
-		Files: func() ([]*os.File, error) {
-			closeSocket()
-			core, child, err := storagerpc.SocketPair()
-			if err != nil {
-				return nil, fmt.Errorf("make the descriptor socket: %w", err)
+// Plugins tells how the plugins are, those that may be started among them, ordered by kind and name.
+func (b *Broker) Plugins() []Plugin {
+	var all []Plugin
+	for _, kind := range []string{kindStorage, kindPartitioner, kindMetadata} {
+		for _, name := range b.available(kind) {
+			if kind == kindMetadata && name != b.metadataName() {
+				continue // it can never be started beside the one there is
 			}
-			lock, err := b.opt.Data.Inherit()
-			if err != nil {
-				_, _ = core.Close(), child.Close()
-				return nil, err
-			}
-			sock = core
-			return []*os.File{child, lock}, nil
-		},
-		OnUp: func(ctx context.Context, inst *host.Instance) error {
-			ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
-			defer cancel()
-			plugin := &lend.Plugin{Store: storagerpc.NewClient(inst.Conn(), sock), Kill: inst.Kill}
-			if err := b.dir.Adopt(ctx, plugin); err != nil {
-				return err
-			}
-			b.storage.set(inst)
-			return nil
-		},
-		OnDown: func(error) {
-			_, _ = b.storage.clear()
-			b.dir.Orphan()
-			closeSocket()
-		},
-	})
-}
-
-// watchFence kills the storage plugin when the log directory is fenced, so that its descriptors are closed too; its
-// successor recovers from disk (STORAGE §3).
-func (b *Broker) watchFence(ctx context.Context) error {
-	for {
-		fenced, recovered := b.dir.Fenced(), b.dir.Recovered()
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-fenced:
+			all = append(all, b.tell(kind, name))
 		}
-		inst, err := b.storage.get(ctx)
-		if err != nil {
-			return nil
-		}
-		inst.Kill(lend.ErrFenced)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-recovered:
-		}
-	}
-}
-
-// Plugins tells how the plugins are.
-func (b *Broker) Plugins() []host.Status {
-	var all []host.Status
-	for _, kind := range []string{"storage", "metadata"} {
-		all = append(all, b.plugins[kind].Status())
-	}
-	b.lenders.mu.Lock()
-	defer b.lenders.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(b.lenders.all)) {
-		all = append(all, b.lenders.all[name].supervisor().Status())
 	}
 	return all
+}
+
+// Plugin tells how one plugin is.
+func (b *Broker) Plugin(kind, name string) (Plugin, *errcode.Error) {
+	for _, p := range b.Plugins() {
+		if p.Kind == kind && p.Name == name {
+			return p, nil
+		}
+	}
+	return Plugin{}, errUnknownPlugin(kind, name)
+}
+
+func errUnknownPlugin(kind, name string) *errcode.Error {
+	return errcode.New(errcode.UnknownPlugin, fmt.Sprintf("there is no plugin %.16s/%.64s", kind, name), "PLUGIN LIST shows what there is")
+}
+
+func (b *Broker) tell(kind, name string) Plugin {
+	p := Plugin{Status: host.Status{Kind: kind, Name: name, State: host.StateStopped}}
+	if sup := b.supervisor(kind, name); sup != nil {
+		p.Status = sup.Status()
+	}
+	if _, ok := b.foreign.get(kind, name); !ok {
+		p.Shipped, p.SHA256 = true, b.ownHash()
+	}
+	return p
+}
+
+// supervisor returns the newest supervisor of a plugin, nil where nobody needed it yet.
+func (b *Broker) supervisor(kind, name string) *host.Supervisor {
+	switch kind {
+	case kindStorage:
+		b.stores.mu.Lock()
+		defer b.stores.mu.Unlock()
+		if s := b.stores.all[name]; s != nil {
+			return s.supervisor()
+		}
+	case kindPartitioner:
+		b.lenders.mu.Lock()
+		defer b.lenders.mu.Unlock()
+		if l := b.lenders.all[name]; l != nil {
+			return l.supervisor()
+		}
+	case kindMetadata:
+		return b.plugins[kind]
+	}
+	return nil
+}
+
+// hashOwn takes the hash of the running binary; empty where it cannot be read.
+func hashOwn() string {
+	f, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = f.Close() }() // only read
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return ""
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// reloadTimeout bounds the wait for a reload: a start, the end of the old process, and an adoption.
+const reloadTimeout = 30 * time.Second
+
+// ReloadPlugin reads the configuration of third parties' plugins again and replaces a plugin's process. No publish is
+// refused by it: a partitioner's successor is up before its predecessor goes, and the others are not needed for a publish
+// while they are being replaced. On return the new process is ready. One that nobody needed yet is started.
+func (b *Broker) ReloadPlugin(ctx context.Context, kind, name string) *errcode.Error {
+	if err := b.foreign.refresh(); err != nil {
+		return errcode.Wrap(errcode.BadSetting, err, fmt.Sprintf("the configuration has faults: %v", err), "nothing was changed; mend it, then try again")
+	}
+	if _, fault := b.Plugin(kind, name); fault != nil {
+		return fault
+	}
+	ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
+	defer cancel()
+	var err error
+	switch kind {
+	case kindStorage:
+		err = b.reloadStore(ctx, name)
+	case kindPartitioner:
+		err = b.reloadLender(ctx, name)
+	default:
+		err = b.plugins[kind].Reload(ctx)
+	}
+	if err != nil {
+		return errcode.Wrap(errcode.PluginNotReplaced, err, fmt.Sprintf("plugin %s/%s was not replaced: %v", kind, name, err), "PLUGIN INFO tells how it is now")
+	}
+	b.log.Info("plugin is replaced", "kind", kind, "name", name)
+	return nil
+}
+
+// lookAgain is how long a reload waits before it looks again for who starts the plugin.
+const lookAgain = 20 * time.Millisecond
+
+// reload replaces the process of a plugin that is started on demand: newest is its present supervisor, and again is
+// where whoever starts it listens between two tries.
+func reload(ctx context.Context, newest func() *host.Supervisor, again chan<- chan<- error) error {
+	for {
+		err := newest().Reload(ctx)
+		if !errors.Is(err, host.ErrStopped) {
+			return err
+		}
+		answer := make(chan error, 1)
+		timer := time.NewTimer(lookAgain)
+		select {
+		case again <- answer:
+			timer.Stop()
+			select {
+			case err := <-answer:
+				return err
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		case <-timer.C: // it is being started
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// pauseOr waits before another try to start a plugin; whoever asks for a reload ends the wait and is answered. It
+// returns false when ctx ended.
+func pauseOr(ctx context.Context, pause time.Duration, again <-chan chan<- error) (chan<- error, bool) {
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case answer := <-again:
+		return answer, true
+	case <-t.C:
+		return nil, ctx.Err() == nil
+	case <-ctx.Done():
+		return nil, false
+	}
+}
+
+func (b *Broker) reloadStore(ctx context.Context, name string) error {
+	fresh := b.supervisor(kindStorage, name) == nil
+	s, fault := b.store(name)
+	switch {
+	case fault != nil:
+		return fault
+	case fresh: // it is being started
+		_, err := s.get(ctx)
+		return err
+	}
+	return reload(ctx, s.supervisor, s.again)
+}
+
+func (b *Broker) reloadLender(ctx context.Context, name string) error {
+	fresh := b.supervisor(kindPartitioner, name) == nil
+	l, fault := b.lender(name)
+	switch {
+	case fault != nil:
+		return fault
+	case fresh:
+		_, err := l.get(ctx)
+		return err
+	}
+	return reload(ctx, l.supervisor, l.again)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
@@ -21,17 +22,16 @@ import (
 // opens what is not open, and drops what is no longer there. It is the start, and what settles changes whose outcome
 // was unknown when a metadata plugin died.
 func (b *Broker) reconcile(ctx context.Context) error {
-	return b.change(ctx, func(ctx context.Context) error {
+	// Opening may take long: it is bounded by the lack of progress of each call, and not by a deadline.
+	return b.changes.alone(ctx, func(ctx context.Context) error {
 		store, err := b.metadata(ctx)
 		if err != nil {
 			return err
 		}
-		contents, err := catalog.Load(ctx, store)
+		contents, err := b.contents(ctx, store)
 		if err != nil {
 			return fmt.Errorf("read topics from metadata: %w", err)
 		}
-		// Opening may take long: it is bounded by the lack of progress of each call, not by the change's deadline.
-		ctx = context.WithoutCancel(ctx)
 		for _, grave := range contents.Tombstones {
 			if err := b.buryLocked(ctx, store, grave); err != nil {
 				b.log.Warn("deleted topic still has files", "topic", grave.Name, "id", grave.ID, "err", err)
@@ -46,8 +46,17 @@ func (b *Broker) reconcile(ctx context.Context) error {
 				b.dropLocked(t)
 			}
 		}
-		return b.serveAllLocked(ctx, store, contents.Topics)
+		if err := b.serveAllLocked(ctx, store, contents.Topics); err != nil {
+			return err
+		}
+		return context.Cause(ctx) // what it cut short is not compared
 	})
+}
+
+func (b *Broker) contents(ctx context.Context, store metadata.Store) (catalog.Contents, error) {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	return catalog.Load(ctx, store)
 }
 
 // serveAllLocked serves every topic that is not served yet, and those that were altered as they are now. One that cannot
@@ -99,7 +108,9 @@ func (b *Broker) serveLocked(ctx context.Context, store metadata.Store, meta cat
 	if err != nil {
 		return nil, err
 	}
-	if set.Sync != setting.SyncBatch && meta.State == catalog.Live {
+	keep, storeErr := b.engine(ctx, meta.Store()) // where there is none, each partition says so
+	volatile := storeErr == nil && keep.Description().Pinned
+	if (set.Sync != setting.SyncBatch || volatile) && meta.State == catalog.Live {
 		// What such a topic acknowledged may be gone after an unclean end, and an end is not known to have been clean:
 		// what comes now is told apart from it (STORAGE §6.5).
 		meta.Epochs = nextEpochs(meta.Epochs)
@@ -160,7 +171,11 @@ func (b *Broker) openPartitions(ctx context.Context, t *Topic, first int) (dirty
 			if err != nil {
 				name := t.Meta.Name
 				b.log.Error("partition is not served", "topic", name, "partition", i, "err", err)
-				t.faults[i] = errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("partition %s/%d is not served: %v", name, i, err),
+				code := errcode.StorageUnavailable
+				if errors.Is(err, storage.ErrFull) {
+					code = errcode.StorageFull
+				}
+				t.faults[i] = errcode.Wrap(code, err, fmt.Sprintf("partition %s/%d is not served: %v", name, i, err),
 					"see the server's log")
 			}
 			if cut != nil && cut.Dirty {
@@ -176,9 +191,15 @@ func (b *Broker) openPartitions(ctx context.Context, t *Topic, first int) (dirty
 
 func (b *Broker) openPartition(ctx context.Context, t *Topic, i int) (*storage.Cut, error) {
 	name := storage.Partition{Topic: t.Meta.Name, TopicID: t.Meta.ID, ID: plan.ID(i)}
-	l, cut, err := b.dir.Open(ctx, name, lend.OpenOptions{
-		Create: t.Meta.State == catalog.Creating || i >= int(t.Meta.Partitions), Adopt: t.Meta.Adopt, Epoch: t.Meta.Epochs[i], Settings: logSettings(t.Set),
-		Advance: func(ctx context.Context) (record.Epoch, error) { return b.advanceEpoch(ctx, name) },
+	keep, err := b.engine(ctx, t.Meta.Store())
+	if err != nil {
+		return nil, err
+	}
+	var reopened reopened
+	l, cut, err := keep.OpenLog(ctx, name, lend.OpenOptions{
+		Create: t.Meta.State == catalog.Creating || i >= int(t.Meta.Partitions), Adopt: t.Meta.Adopt, Epoch: t.Meta.Epochs[i], Settings: logSettings(t.Set, keep.Description()),
+		Advance:  func(ctx context.Context) (record.Epoch, error) { return b.advanceEpoch(ctx, name) },
+		Reopened: reopened.tell,
 	})
 	if err != nil {
 		return nil, err
@@ -192,9 +213,22 @@ func (b *Broker) openPartition(ctx context.Context, t *Topic, i int) (*storage.C
 			"reason", cut.Reason, "saved", cut.SavedAs, "acknowledged records may be missing", cut.Dirty)
 	}
 	t.partitions[i] = partition.Open(name, l, partition.Options{
-		PublishTimeout: b.opt.PublishTimeout, Durable: b.dir.Description().Durability, Set: partitionSettings(t.Set), Logger: b.log,
+		PublishTimeout: b.opt.PublishTimeout, Durable: keep.Description().Durability, Set: partitionSettings(t.Set), Logger: b.log,
 	})
+	reopened.part.Store(t.partitions[i])
+	reopened.tell() // what came between
 	return cut, nil
+}
+
+// reopened tells a partition when its log is opened anew.
+type reopened struct {
+	part atomic.Pointer[partition.Partition]
+}
+
+func (r *reopened) tell() {
+	if p := r.part.Load(); p != nil {
+		p.Reopened()
+	}
 }
 
 func nextEpochs(epochs []record.Epoch) []record.Epoch {

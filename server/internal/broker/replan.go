@@ -39,6 +39,13 @@ func (b *Broker) AlterTopic(ctx context.Context, name string, a Alteration) erro
 			if err := a.Settings(&set); err != nil {
 				return err
 			}
+			keep, err := b.engine(ctx, t.Meta.Store())
+			if err != nil {
+				return err
+			}
+			if err := fits(keep.Description(), set); err != nil {
+				return err
+			}
 		}
 		store, err := b.metadata(ctx)
 		if err != nil {
@@ -282,8 +289,12 @@ func (b *Broker) shrinkLocked(ctx context.Context, store metadata.Store, t *Topi
 	if err != nil || meta.Grow == nil {
 		return err
 	}
+	keep, err := b.engine(ctx, t.Meta.Store())
+	if err != nil {
+		return err
+	}
 	for i := t.Meta.Partitions; i < count; i++ {
-		if err := b.dir.Delete(ctx, storage.Partition{Topic: t.Meta.Name, TopicID: t.Meta.ID, ID: plan.ID(i)}); err != nil {
+		if err := keep.Delete(ctx, storage.Partition{Topic: t.Meta.Name, TopicID: t.Meta.ID, ID: plan.ID(i)}); err != nil {
 			return err
 		}
 	}

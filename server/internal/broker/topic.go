@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -102,18 +103,12 @@ func (b *Broker) Topics() []*Topic {
 	return all
 }
 
-// change runs f while nobody else changes topics.
+// change runs f while nobody else changes topics, in a time that is bounded.
 func (b *Broker) change(ctx context.Context, f func(ctx context.Context) error) error {
 	// What is begun is finished, whether or not the client that asked is still there.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
-	select {
-	case b.changes <- struct{}{}:
-	case <-ctx.Done():
-		return errcode.New(errcode.MetadataUnavailable, "another change of topics is still under way", "try again")
-	}
-	defer func() { <-b.changes }()
-	return f(ctx)
+	return b.changes.alone(ctx, f)
 }
 
 func (b *Broker) metadata(ctx context.Context) (metadata.Store, error) {
@@ -130,6 +125,7 @@ func (b *Broker) metadata(ctx context.Context) (metadata.Store, error) {
 type NewTopic struct {
 	Partitions  int32  // 0: the server's default; of an adopted topic, what lies there
 	Partitioner string // empty: the default one
+	Storage     string // empty: the default store
 	Set         setting.Topic
 	Adopt       bool // its directories are moved in from the adopt directory
 }
@@ -157,11 +153,11 @@ func (b *Broker) EnsureTopic(ctx context.Context, name string, id plan.ID) (*Top
 	if err := address.ValidTopic(name); err != nil {
 		return nil, err
 	}
-	if !b.opt.AutoCreate {
+	if !b.opt.creation.Load().Auto {
 		return nil, errcode.New(errcode.UnknownTopic, fmt.Sprintf("topic %s does not exist", name), "create it with TOPIC CREATE "+name)
 	}
-	if id >= plan.ID(b.opt.Partitions) {
-		return nil, errcode.New(errcode.UnknownPartition, fmt.Sprintf("topic %s does not exist, and a publish would make it with %d partitions", name, b.opt.Partitions),
+	if count := b.opt.creation.Load().Partitions; id >= plan.ID(count) {
+		return nil, errcode.New(errcode.UnknownPartition, fmt.Sprintf("topic %s does not exist, and a publish would make it with %d partitions", name, count),
 			"create it with TOPIC CREATE "+name+" partitions=N")
 	}
 	var t *Topic
@@ -169,8 +165,8 @@ func (b *Broker) EnsureTopic(ctx context.Context, name string, id plan.ID) (*Top
 		if t = b.Lookup([]byte(name)); t != nil {
 			return nil // somebody was faster
 		}
-		if n := len(b.Topics()); n >= b.opt.AutoCreateMax {
-			return errcode.New(errcode.LimitExceeded, fmt.Sprintf("there are %d topics and topics.auto_create_max is %d", n, b.opt.AutoCreateMax),
+		if n, limit := len(b.Topics()), b.opt.creation.Load().Max; n >= limit {
+			return errcode.New(errcode.LimitExceeded, fmt.Sprintf("there are %d topics and topics.auto_create_max is %d", n, limit),
 				"create it with TOPIC CREATE, or raise the limit")
 		}
 		var err error
@@ -188,13 +184,23 @@ func (b *Broker) createLocked(ctx context.Context, name string, n NewTopic) (*To
 	if err != nil {
 		return nil, err
 	}
-	meta := catalog.Topic{Name: name, ID: datadir.RandomID(), Partitions: n.Partitions, Settings: n.Set.Text(), Adopt: n.Adopt}
+	meta := catalog.Topic{
+		Name: name, ID: datadir.RandomID(), Partitions: n.Partitions, Storage: cmp.Or(n.Storage, catalog.DefaultStore),
+		Settings: n.Set.Text(), Adopt: n.Adopt,
+	}
+	keep, err := b.engine(ctx, meta.Storage)
+	if err != nil {
+		return nil, err
+	}
+	if err := fits(keep.Description(), n.Set); err != nil {
+		return nil, err
+	}
 	if meta.Partitions == 0 {
-		meta.Partitions = b.opt.Partitions
+		meta.Partitions = b.opt.creation.Load().Partitions
 	}
 	meta.Epochs = make([]record.Epoch, meta.Partitions)
 	if n.Adopt {
-		if err := b.prepareAdoption(ctx, &meta, n.Partitions); err != nil {
+		if err := prepareAdoption(ctx, keep, &meta, n.Partitions); err != nil {
 			return nil, err
 		}
 	}
@@ -217,8 +223,8 @@ func (b *Broker) createLocked(ctx context.Context, name string, n NewTopic) (*To
 }
 
 // prepareAdoption takes id, partition count and epochs from what lies ready in the adopt directory.
-func (b *Broker) prepareAdoption(ctx context.Context, meta *catalog.Topic, partitions int32) error {
-	found, err := b.dir.Adoptable(ctx, meta.Name)
+func prepareAdoption(ctx context.Context, from logs, meta *catalog.Topic, partitions int32) error {
+	found, err := from.Adoptable(ctx, meta.Name)
 	if err != nil {
 		return errcode.Wrap(errcode.BadSetting, err, fmt.Sprintf("topic %s cannot be adopted: %v", meta.Name, err),
 			"put its directories, "+meta.Name+"-0 and so on, under adopt in the data directory")
@@ -329,9 +335,13 @@ func (b *Broker) dropLocked(t *Topic) {
 
 // buryLocked removes what is left of a deleted topic.
 func (b *Broker) buryLocked(ctx context.Context, store metadata.Store, grave catalog.Tombstone) error {
+	keep, err := b.engine(ctx, grave.Store())
+	if err != nil {
+		return err
+	}
 	for i := range grave.Partitions {
 		part := storage.Partition{Topic: grave.Name, TopicID: grave.ID, ID: plan.ID(i)}
-		if err := b.dir.Delete(ctx, part); err != nil {
+		if err := keep.Delete(ctx, part); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -43,6 +44,7 @@ type Topic struct {
 	Plan       partition.Plan    `json:"plan"`
 	Epochs     []record.Epoch    `json:"epochs"`             // leader epoch of each partition
 	Settings   map[string]string `json:"settings,omitempty"` // as setting.Topic writes them; what is missing has its default
+	Storage    string            `json:"storage,omitempty"`  // its store; Store knows what empty means
 	Adopt      bool              `json:"adopt,omitempty"`    // while creating: the directories are moved in
 	// Grow is, while partitions are being added, the plan that counts once they are made. Until then those from
 	// Partitions on may have directories, and are not served.
@@ -55,7 +57,17 @@ type Tombstone struct {
 	Name       string `json:"name"`
 	ID         string `json:"id"`
 	Partitions int32  `json:"partitions"`
+	Storage    string `json:"storage,omitempty"` // its store; Store knows what empty means
 }
+
+// DefaultStore keeps the topics that name none, and those written before topics named one.
+const DefaultStore = "filelog"
+
+// Store is the store that keeps the topic's partitions, for good.
+func (t Topic) Store() string { return cmp.Or(t.Storage, DefaultStore) }
+
+// Store is the store that kept the topic's partitions.
+func (t Tombstone) Store() string { return cmp.Or(t.Storage, DefaultStore) }
 
 var (
 	// ErrExists says that a topic of that name exists.
@@ -143,7 +155,7 @@ func Update(ctx context.Context, s metadata.Store, t *Topic) error {
 
 // Delete turns t into a tombstone. From then on its name is free.
 func Delete(ctx context.Context, s metadata.Store, t Topic) (Tombstone, error) {
-	grave := Tombstone{Name: t.Name, ID: t.ID, Partitions: t.Partitions}
+	grave := Tombstone{Name: t.Name, ID: t.ID, Partitions: t.Partitions, Storage: t.Storage}
 	if t.Grow != nil {
 		grave.Partitions = t.Grow.Partitions
 	}

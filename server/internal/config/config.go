@@ -27,13 +27,14 @@ type Config struct {
 	HTTP      string // empty: no HTTP
 	Advertise string // empty: the address the client reached
 	BrokerID  int32
-	Metadata  string // MetadataEmbedded or MetadataZookeeper
+	Metadata  string // MetadataEmbedded, MetadataZookeeper, or the name of a third party's plugin
 	Zookeeper Zookeeper
 
 	Topics       Topics
 	LiveSubjects []string
 	Limits       Limits
 	Storage      Storage
+	Plugins      Plugins
 	Log          Log
 
 	Warnings []string // what does not stop the server but an operator should hear
@@ -82,14 +83,15 @@ type LameDuck struct {
 // Storage bounds what the log may take of the machine.
 type Storage struct {
 	SyncParallel int
-	OpenFiles    int   // 0: half of what the process's own limit leaves
+	OpenFiles    int   // descriptors for segments; 0: half of what the process's own limit leaves
 	Reserve      int64 // bytes; -1: the store decides
+	Memory       int64 // bytes that topics in memory may hold together
 }
 
 // Log says what is logged and how.
 type Log struct {
 	Level  slog.Level
-	Format string // "text" or "json"
+	Format string // "auto", "console", "json" or "text"
 }
 
 // Error lists what is wrong with a command line or a configuration. It means exit code 2.
@@ -108,8 +110,16 @@ type loader struct {
 	keys     []key
 	values   *viper.Viper
 	origin   map[string]string // of a value, by key
+	inFile   map[string]bool   // its origin is FILE:LINE
+	bad      map[string]bool   // keys whose value is a fault
+	plugins  map[string]map[string]Plugin
 	faults   []string
 	warnings []string
+}
+
+func newLoader() *loader {
+	return &loader{keys: keys(), values: viper.New(), origin: map[string]string{}, inFile: map[string]bool{}, bad: map[string]bool{},
+		plugins: map[string]map[string]Plugin{}}
 }
 
 func (l *loader) fault(format string, args ...any) {
@@ -119,21 +129,29 @@ func (l *loader) fault(format string, args ...any) {
 // Load reads args, the command line without the program's name, env, as os.Environ gives it, and the file that they
 // name. The error is ErrHelp or an *Error.
 func Load(args, env []string) (Config, error) {
-	l := &loader{keys: keys(), values: viper.New(), origin: map[string]string{}}
+	c, _, err := loadAll(args, env)
+	return c, err
+}
+
+func loadAll(args, env []string) (Config, *loader, error) {
+	l := newLoader()
 	for _, k := range l.keys {
 		l.values.SetDefault(k.name, k.def)
 	}
 	flags, opt := l.flagSet()
 	if err := flags.Parse(args); errors.Is(err, pflag.ErrHelp) {
-		return Config{}, ErrHelp
+		return Config{}, l, ErrHelp
 	} else if err != nil {
-		return Config{}, &Error{Faults: []string{err.Error() + "; --help shows what there is"}}
+		return Config{}, l, &Error{Faults: []string{err.Error() + l.nearestFlag(flags, err) + "; --help shows what there is"}}
 	}
 	for _, arg := range flags.Args() {
 		l.fault("unexpected argument %q; --help shows what there is", arg)
 	}
 	c := Config{File: *opt.file, Test: *opt.test}
-	if flags.Changed("config") {
+	if !flags.Changed("config") {
+		c.File = findFile(env)
+	}
+	if c.File != "" || flags.Changed("config") {
 		l.readFile(c.File)
 	}
 	l.readEnv(env)
@@ -141,38 +159,9 @@ func Load(args, env []string) (Config, error) {
 	l.apply(&c)
 	c.Warnings = l.warnings
 	if len(l.faults) > 0 {
-		return Config{}, &Error{Faults: l.faults}
+		return Config{}, l, &Error{Faults: l.faults}
 	}
-	return c, nil
-}
-
-// readFile takes the file's values in. Keys that are not known are faults: a setting that is misspelt must not be one
-// that silently does nothing.
-func (l *loader) readFile(path string) {
-	file := viper.New()
-	file.SetConfigFile(path)
-	file.SetConfigType("yaml")
-	if err := file.ReadInConfig(); err != nil {
-		l.fault("configuration file %s: %s", path, strings.ReplaceAll(err.Error(), "\n", " "))
-		return
-	}
-	found := file.AllKeys()
-	slices.Sort(found)
-	for _, name := range found {
-		value := file.Get(name)
-		switch {
-		case l.known(name) && value == nil:
-			l.fault("%s: %s has no value; write one, or leave the key out", path, name)
-		case l.known(name):
-			l.values.Set(name, value)
-			l.origin[name] = path
-		case value == nil && l.isGroup(name): // all its keys are commented out
-		case l.isGroup(name):
-			l.fault("%s: %s is a group of keys, not a value; write the keys below it, indented", path, name)
-		default:
-			l.fault("%s: unknown key %s%s", path, name, l.didYouMean(name))
-		}
-	}
+	return c, l, nil
 }
 
 func (l *loader) readEnv(env []string) {
@@ -185,8 +174,8 @@ func (l *loader) readEnv(env []string) {
 		switch name, known := names[variable]; {
 		case !strings.HasPrefix(variable, envPrefix):
 		case known:
-			l.values.Set(name, value)
-			l.origin[name] = variable
+			l.set(name, value, variable)
+		case variable == "TRUNKLINE_CONFIG": // names the file
 		case variable == "TRUNKLINE_URL", variable == "TRUNKLINE_CONTEXT", strings.HasPrefix(variable, "TRUNKLINE_TEST_"):
 			// the client's, and the tests' own
 		default:
@@ -199,28 +188,50 @@ func (l *loader) readEnv(env []string) {
 func (l *loader) readFlags(flags *pflag.FlagSet) {
 	for _, k := range l.keys {
 		if k.flag != "" && flags.Changed(k.flag) {
-			l.values.Set(k.name, flags.Lookup(k.flag).Value.String())
-			l.origin[k.name] = "--" + k.flag
+			l.set(k.name, flags.Lookup(k.flag).Value.String(), "--"+k.flag)
 		}
 	}
+}
+
+// set takes a value that does not come from the file.
+func (l *loader) set(name string, value any, origin string) {
+	l.values.Set(name, value)
+	l.origin[name] = origin
+	delete(l.inFile, name)
+}
+
+// faultOf is a fault of a key's value, with where it stands.
+func (l *loader) faultOf(name, format string, args ...any) {
+	what := fmt.Sprintf(format, args...)
+	if l.inFile[name] {
+		l.fault("%s: %s %s", l.origin[name], name, what)
+		return
+	}
+	l.fault("%s%s: %s", name, l.from(name), what)
+}
+
+// sound reports whether none of the keys has a fault of its own, so that they can be held against each other.
+func (l *loader) sound(names ...string) bool {
+	return !slices.ContainsFunc(names, func(name string) bool { return l.bad[name] })
 }
 
 // apply checks each value by itself, and then those that depend on each other.
 func (l *loader) apply(c *Config) {
 	for _, k := range l.keys {
 		if err := k.set(c, l.values.Get(k.name)); err != nil {
-			l.fault("%s%s: %v", k.name, l.from(k.name), err)
+			l.bad[k.name] = true
+			l.faultOf(k.name, "%v", err)
 		}
 	}
-	if len(l.faults) > 0 {
-		return
+	l.applyPlugins(c)
+	if l.sound("metadata", "zookeeper.servers") {
+		l.applyMetadata(c)
 	}
-	l.applyMetadata(c)
-	if c.Limits.Pending < c.Limits.Payload {
+	if l.sound("limits.pending", "limits.payload") && c.Limits.Pending < c.Limits.Payload {
 		l.fault("limits.pending%s is less than limits.payload%s: a connection could never be sent the largest payload; raise the one or lower the other",
 			l.from("limits.pending"), l.from("limits.payload"))
 	}
-	if c.HTTP == c.Listen && !strings.HasSuffix(c.Listen, ":0") {
+	if l.sound("listen", "http") && c.HTTP == c.Listen && !strings.HasSuffix(c.Listen, ":0") {
 		l.fault("listen%s and http%s are the same address %s; give each its own port", l.from("listen"), l.from("http"), c.Listen)
 	}
 }
@@ -234,9 +245,15 @@ func (l *loader) applyMetadata(c *Config) {
 	switch {
 	case c.Metadata == MetadataZookeeper && !named:
 		l.fault("metadata%s is zookeeper, and zookeeper.servers names none; write --zookeeper HOST:PORT", l.from("metadata"))
-	case c.Metadata == MetadataEmbedded && named:
-		l.fault("metadata%s is embedded, and zookeeper.servers%s names some, which would do nothing; leave one of them out",
-			l.from("metadata"), l.from("zookeeper.servers"))
+	case c.Metadata != MetadataZookeeper && named:
+		l.fault("metadata%s is %s, and zookeeper.servers%s names some, which would do nothing; leave one of them out",
+			l.from("metadata"), c.Metadata, l.from("zookeeper.servers"))
+	case c.Metadata == MetadataZookeeper, c.Metadata == MetadataEmbedded:
+	default:
+		if _, ok := c.Plugins.Named["metadata"][c.Metadata]; !ok {
+			l.fault("metadata%s: %q is not one of %s, %s, and no plugins.metadata.%s is configured", l.from("metadata"), c.Metadata,
+				MetadataEmbedded, MetadataZookeeper, clipped(c.Metadata))
+		}
 	}
 }
 
@@ -269,6 +286,21 @@ func (l *loader) didYouMean(name string) string {
 		return ""
 	}
 	return "; did you mean " + best + "?"
+}
+
+// nearestFlag names the flag that was probably meant.
+func (l *loader) nearestFlag(flags *pflag.FlagSet, err error) string {
+	unknown, ok := strings.CutPrefix(err.Error(), "unknown flag: --")
+	best, cost := "", len(unknown)/3+1
+	flags.VisitAll(func(f *pflag.Flag) {
+		if d := distance(unknown, f.Name); ok && d < cost {
+			best, cost = f.Name, d
+		}
+	})
+	if best == "" {
+		return ""
+	}
+	return "; did you mean --" + best + "?"
 }
 
 // distance is the number of insertions, deletions and changes between a and b.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) {
 
 const (
 	fullFile    = "../../../conf/trunkline-full.yaml"
-	minimalFile = "../../../conf/trunkline-minimal.yaml"
+	minimalFile = "../../../conf/trunkline.yaml"
 )
 
 func defaults() Config {
@@ -39,8 +40,9 @@ func defaults() Config {
 		Topics:    Topics{AutoCreate: true, AutoCreateMax: 10000, Partitions: 1},
 		Limits: Limits{Connections: 10000, ControlLine: 4096, Payload: 1 << 20, Pending: 8 << 20, WriteDeadline: 10 * time.Second, PublishTimeout: 10 * time.Second,
 			PingInterval: 2 * time.Minute, LameDuck: LameDuck{Grace: 10 * time.Second, Spread: 2 * time.Minute}},
-		Storage: Storage{SyncParallel: 64, Reserve: -1},
-		Log:     Log{Level: slog.LevelInfo, Format: "text"},
+		Storage: Storage{SyncParallel: 64, Reserve: -1, Memory: 256 << 20},
+		Plugins: Plugins{BreakerWindow: time.Minute},
+		Log:     Log{Level: slog.LevelInfo, Format: "auto"},
 	}
 }
 
@@ -84,36 +86,28 @@ func TestFullFileListsEveryKey(t *testing.T) {
 
 // fullYAML is the full configuration, made from the keys.
 func fullYAML() string {
-	var b strings.Builder
-	b.WriteString("# Every key there is, with its default, its range and its effect. A file needs only what it changes.\n" +
-		"# In the environment a key is TRUNKLINE_ and its name in capitals, with _ for each dot: TRUNKLINE_LIMITS_PAYLOAD.\n\n")
-	var open []string
+	var all []entry
 	for _, k := range keys() {
-		path := strings.Split(k.name, ".")
-		groups, name := path[:len(path)-1], path[len(path)-1]
-		same := 0
-		for same < len(groups) && same < len(open) && groups[same] == open[same] {
-			same++
-		}
-		if len(open) != len(groups) || same != len(groups) {
-			b.WriteString("\n")
-		}
-		for depth := same; depth < len(groups); depth++ {
-			fmt.Fprintf(&b, "%s%s:\n", strings.Repeat("  ", depth), groups[depth])
-		}
-		open = groups
-		indent := strings.Repeat("  ", len(groups))
-		fmt.Fprintf(&b, "%s# %s\n%s# Range: %s.", indent, k.effect, indent, k.bounds)
+		e := entry{name: k.name, value: k.def, comments: []string{k.effect}}
+		about := "Range: " + k.bounds + "."
 		if k.flag != "" {
-			fmt.Fprintf(&b, " Flag: --%s.", k.flag)
+			about += " Flag: --" + k.flag + "."
 		}
-		value := fmt.Sprint(k.def)
-		if value == "" {
-			value = `""`
+		if slices.Contains(reloadable(), k.name) {
+			about += " HUP changes it."
+		} else {
+			about += " Needs a restart."
 		}
-		fmt.Fprintf(&b, "\n%s%s: %s\n", indent, name, value)
+		e.comments = append(e.comments, about)
+		all = append(all, e)
 	}
-	return b.String()
+	text, err := render(all)
+	if err != nil {
+		panic(err)
+	}
+	return "# Every key there is: what it does, its range, its default, and whether a running server that is sent HUP takes a change\n" +
+		"# over. A file needs only what it changes. In the environment a key is TRUNKLINE_ and its name in capitals, with _ for\n" +
+		"# each dot: TRUNKLINE_LIMITS_PAYLOAD. Sizes and times have units: 64KiB, 500ms.\n\n" + text
 }
 
 func TestPrecedence(t *testing.T) {
@@ -156,7 +150,8 @@ zookeeper: {servers: ["zk1:2181", "zk2:2181"], chroot: /a/b, session: 3s, digest
 topics: {auto_create: false, auto_create_max: 5, defaults: {partitions: 6}}
 subjects: {live: ["live.>", "a.*"]}
 limits: {connections: 10, control_line: 8KiB, payload: 64KiB, pending: 1MiB, write_deadline: 500ms, publish_timeout: 1m, subscriptions: 7, ping_interval: 1s, lame_duck_grace: 2s, lame_duck_spread: 3s}
-storage: {sync_parallel: 2, open_files: 4096, reserve: 1MiB}
+storage: {sync_parallel: 2, open_files: 4096, reserve: 1MiB, memory: 1GiB}
+plugins: {dir: /p, breaker_crashes: 5, breaker_window: 30s}
 log: {level: debug, format: json}
 `
 	want := Config{
@@ -165,7 +160,8 @@ log: {level: debug, format: json}
 		Topics:    Topics{AutoCreateMax: 5, Partitions: 6}, LiveSubjects: []string{"live.>", "a.*"},
 		Limits: Limits{Connections: 10, ControlLine: 8 << 10, Payload: 64 << 10, Pending: 1 << 20, WriteDeadline: 500 * time.Millisecond, PublishTimeout: time.Minute,
 			Subscriptions: 7, PingInterval: time.Second, LameDuck: LameDuck{Grace: 2 * time.Second, Spread: 3 * time.Second}},
-		Storage: Storage{SyncParallel: 2, OpenFiles: 4096, Reserve: 1 << 20}, Log: Log{Level: slog.LevelDebug, Format: "json"},
+		Storage: Storage{SyncParallel: 2, OpenFiles: 4096, Reserve: 1 << 20, Memory: 1 << 30}, Plugins: Plugins{Dir: "/p", BreakerCrashes: 5, BreakerWindow: 30 * time.Second},
+		Log: Log{Level: slog.LevelDebug, Format: "json"},
 	}
 	ignore := cmp.FilterPath(func(p cmp.Path) bool { return p.String() == "File" }, cmp.Ignore())
 	got, err := load(t, file, nil, nil)
@@ -178,7 +174,8 @@ log: {level: debug, format: json}
 		"TRUNKLINE_SUBJECTS_LIVE=live.>, a.*", "TRUNKLINE_LIMITS_CONNECTIONS=10", "TRUNKLINE_LIMITS_CONTROL_LINE=8KiB", "TRUNKLINE_LIMITS_PAYLOAD=64KiB",
 		"TRUNKLINE_LIMITS_PENDING=1MiB", "TRUNKLINE_LIMITS_WRITE_DEADLINE=500ms", "TRUNKLINE_LIMITS_PUBLISH_TIMEOUT=1m", "TRUNKLINE_LIMITS_SUBSCRIPTIONS=7",
 		"TRUNKLINE_LIMITS_PING_INTERVAL=1s", "TRUNKLINE_LIMITS_LAME_DUCK_GRACE=2s", "TRUNKLINE_LIMITS_LAME_DUCK_SPREAD=3s", "TRUNKLINE_STORAGE_SYNC_PARALLEL=2",
-		"TRUNKLINE_STORAGE_OPEN_FILES=4096", "TRUNKLINE_STORAGE_RESERVE=1MiB", "TRUNKLINE_LOG_LEVEL=debug", "TRUNKLINE_LOG_FORMAT=json"}
+		"TRUNKLINE_STORAGE_OPEN_FILES=4096", "TRUNKLINE_STORAGE_RESERVE=1MiB", "TRUNKLINE_STORAGE_MEMORY=1GiB", "TRUNKLINE_PLUGINS_DIR=/p", "TRUNKLINE_PLUGINS_BREAKER_CRASHES=5", "TRUNKLINE_PLUGINS_BREAKER_WINDOW=30s",
+		"TRUNKLINE_LOG_LEVEL=debug", "TRUNKLINE_LOG_FORMAT=json"}
 	if len(env) != len(keys()) {
 		t.Errorf("%d variables for %d keys", len(env), len(keys()))
 	}
@@ -206,8 +203,12 @@ func TestFaults(t *testing.T) {
 		{"a value as a group", "data:\n  dir: /x\n", nil, nil, "unknown key data.dir"},
 		{"a key that is not built", "zookeeper: {tls: true}\n", nil, nil, "unknown key zookeeper.tls"},
 		{"no value", "data:\n", nil, nil, "data has no value"},
-		{"no YAML", "listen: [1\n", nil, nil, "configuration file"},
-		{"a key twice", "listen: a:1\nlisten: a:2\n", nil, nil, "already defined"},
+		{"no YAML", "listen: [1\n", nil, nil, ":1: it is no YAML: "},
+		{"a key twice", "listen: a:1\nlisten: a:2\n", nil, nil, ":2: listen is set twice, first in line 1"},
+		{"a group twice", "log: {level: info}\nlimits: {payload: 2MiB}\nlog: {format: json}\n", nil, nil, ":3: log is there twice, first in line 1"},
+		{"a list as the file", "- listen\n", nil, nil, "no group of keys"},
+		{"a fraction", "limits: {connections: 1.50}\n", nil, nil, `"1.50" is not a whole number`},
+		{"a time where a number belongs", "broker_id: 2026-11-22\n", nil, nil, `"2026-11-22" is not`},
 		{"a size without unit", "limits: {payload: 1048576}\n", nil, nil, `size "1048576" has no unit; write`},
 		{"a time without unit", "limits: {write_deadline: 10}\n", nil, nil, `time "10" has no unit; write`},
 		{"a size out of range", "limits: {payload: 1GiB}\n", nil, nil, "not a size from 1KiB to 64MiB"},
@@ -220,11 +221,11 @@ func TestFaults(t *testing.T) {
 		{"a number as a subject", "subjects: {live: [5]}\n", nil, nil, "not a subject"},
 		{"no subject", "subjects: {live: [\"a..b\"]}\n", nil, nil, "is no subject"},
 		{"no level", "log: {level: loud}\n", nil, nil, "not one of debug, info, warn, error"},
-		{"no format", "log: {format: xml}\n", nil, nil, "not one of text, json"},
+		{"no format", "log: {format: xml}\n", nil, nil, "not one of auto, console, json, text"},
 		{"pending below payload", "limits: {pending: 512KiB}\n", nil, nil, "less than limits.payload"},
 		{"no such file", "", []string{"-c", "/nonexistent/t.yaml"}, nil, "/nonexistent/t.yaml"},
 		{"an empty file name", "", []string{"-c", ""}, nil, "configuration file"},
-		{"unknown flag", "", []string{"--lisen", "x"}, nil, "unknown flag: --lisen"},
+		{"unknown flag", "", []string{"--lisen", "x"}, nil, "unknown flag: --lisen; did you mean --listen?"},
 		{"a flag without its value", "", []string{"--listen"}, nil, "needs an argument"},
 		{"an argument", "", []string{"start"}, nil, `unexpected argument "start"`},
 		{"no port", "", []string{"--listen", "localhost"}, nil, "is no address"},
@@ -272,11 +273,64 @@ func TestNamedServersAreAWishForZookeeper(t *testing.T) {
 	}
 }
 
-func TestAllFaultsAreReportedAtOnce(t *testing.T) {
-	_, err := load(t, "listn: x\nlog: {level: loud}\nlimits: {payload: 7}\n", []string{"--broker-id", "x", "extra"}, []string{"TRUNKLINE_HTTP=nowhere"})
-	var e *Error
-	if !errors.As(err, &e) || len(e.Faults) != 6 {
-		t.Errorf("got %v", err)
+func TestAllFaultsAreReportedAtOnceWithTheirLines(t *testing.T) {
+	const file = "listn: x\nlog: {level: loud}\n\n# a comment\nlimits:\n  payload: 7\n  pending: 100KiB\n  connections: 0\nsubjects:\n  live: [a..b]\nfoo: {bar: 1}\n"
+	_, err := load(t, file, []string{"--broker-id", "x", "extra"}, []string{"TRUNKLINE_HTTP=nowhere", "TRUNKLINE_LIMITS_PAYLOAD=1MiB"})
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		t.Fatal(err)
+	}
+	want := []string{`unexpected argument "extra"`, "t.conf:1: unknown key listn; did you mean listen?", "t.conf:11: unknown key foo.bar", "http (from TRUNKLINE_HTTP): ",
+		"broker_id (from --broker-id): ", "t.conf:10: subjects.live ", "t.conf:8: limits.connections ", "t.conf:2: log.level ", "limits.pending (from "}
+	for i, fault := range e.Faults {
+		if i >= len(want) || !strings.Contains(fault, want[i]) {
+			t.Errorf("fault %d is %q", i, fault)
+		}
+	}
+	if len(e.Faults) != len(want) {
+		t.Errorf("%d faults, want %d", len(e.Faults), len(want))
+	}
+}
+
+func TestFileIsFoundWhereNoneIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	write := func(path, listen string) string {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("listen: "+listen+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	home := []string{"HOME=" + filepath.Join(dir, "home")}
+	if c, err := Load(nil, home); c.File != "" || err != nil {
+		t.Errorf("read %q, %v", c.File, err)
+	}
+	steps := []struct{ path, listen string }{
+		{write(filepath.Join(dir, "home", ".config", "trunkline", "trunkline.yaml"), "h:1"), "h:1"},
+		{write(filepath.Join(dir, "xdg", "trunkline", "trunkline.yaml"), "h:2"), "h:2"},
+	}
+	xdg := append([]string{"XDG_CONFIG_HOME=" + filepath.Join(dir, "xdg")}, home...)
+	for i, env := range [][]string{home, xdg} {
+		if c, err := Load(nil, env); c.File != steps[i].path || c.Listen != steps[i].listen || err != nil {
+			t.Errorf("read %q: %+v, %v", c.File, c.Listen, err)
+		}
+	}
+	write("trunkline.yaml", "h:3")
+	if c, err := Load(nil, xdg); c.File != "trunkline.yaml" || c.Listen != "h:3" || err != nil {
+		t.Errorf("read %q, %v", c.File, err)
+	}
+	named := append([]string{"TRUNKLINE_CONFIG=" + write(filepath.Join(dir, "other.yaml"), "h:4")}, xdg...)
+	if c, err := Load(nil, named); c.Listen != "h:4" || err != nil || len(c.Warnings) != 0 {
+		t.Errorf("read %q, %v, %q", c.File, err, c.Warnings)
+	}
+	if c, err := Load([]string{"-c", write(filepath.Join(dir, "flag.yaml"), "h:5")}, named); c.Listen != "h:5" || err != nil {
+		t.Errorf("read %q, %v", c.File, err)
+	}
+	if _, err := Load(nil, []string{"TRUNKLINE_CONFIG=" + filepath.Join(dir, "gone.yaml")}); err == nil || !strings.Contains(err.Error(), "gone.yaml") {
+		t.Error(err)
 	}
 }
 

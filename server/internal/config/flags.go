@@ -46,11 +46,13 @@ func Usage() string {
 	return `trunkline-server runs a broker.
 
 Usage:
-  trunkline-server [flags]
+  trunkline-server [flags]                          serves
+  trunkline-server config show [--origin] [flags]   prints the configuration it would have
 
 Flags:
 ` + f.FlagUsagesWrapped(110) + `
 Flags go before TRUNKLINE_… variables, these before the file, and this before the defaults. A key's variable is its
-name in capitals with _ for each dot: TRUNKLINE_LIMITS_PAYLOAD=2MiB.
+name in capitals with _ for each dot: TRUNKLINE_LIMITS_PAYLOAD=2MiB. Without -c the file is $TRUNKLINE_CONFIG, or the
+first of ./trunkline.yaml, $XDG_CONFIG_HOME/trunkline/trunkline.yaml and /etc/trunkline/trunkline.yaml. HUP reads it again.
 `
 }

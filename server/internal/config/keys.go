@@ -37,7 +37,7 @@ func (k *key) envName() string {
 
 // keys lists every key there is, in the order of the full configuration file.
 func keys() []key {
-	return []key{
+	return slices.Concat([]key{
 		{"data", "./trunkline-data", "data", "The directory that holds everything the server keeps. One server at a time.",
 			path(func(c *Config) *string { return &c.Data })},
 		{"listen", "127.0.0.1:8765", "listen", "Where clients connect. Port 0 picks a free one.",
@@ -48,7 +48,7 @@ func keys() []key {
 		{"broker_id", 1, "broker-id", "This broker's number.",
 			count(func(c *Config) *int32 { return &c.BrokerID }, 0, 1<<31-1)},
 		{"metadata", MetadataEmbedded, "metadata", "Where topics and their settings are kept: embedded is a file in the data directory; zookeeper is taken when its servers are named.",
-			word(func(c *Config) *string { return &c.Metadata }, MetadataEmbedded, MetadataZookeeper)},
+			parsed(MetadataEmbedded+", "+MetadataZookeeper+", or a plugin's name", func(c *Config, s string) error { c.Metadata = s; return nil })},
 
 		{"zookeeper.servers", []string{}, "zookeeper", "The ZooKeeper ensemble, version 3.5 or newer. A server that starts waits 30s for it.", servers()},
 		{"zookeeper.chroot", "/trunkline", "", "Where in ZooKeeper everything is kept; made where it is missing.", chroot()},
@@ -88,14 +88,16 @@ func keys() []key {
 
 		{"storage.sync_parallel", 64, "", "How many partitions are synced at a time.",
 			count(func(c *Config) *int { return &c.Storage.SyncParallel }, 1, 1024)},
-		{"storage.open_files", 0, "", "How many sealed segments are kept open for reading; 0 takes half of what the process's limit leaves.",
+		{"storage.open_files", 0, "", "How many segments of a store may be open, active and sealed ones; beyond it, idle partitions are parked. 0 takes half of what the process's limit leaves.",
 			count(func(c *Config) *int { return &c.Storage.OpenFiles }, 0, 10_000_000)},
 		{"storage.reserve", "auto", "", "What is kept free for the store's own files when the disk is full; auto is 64MiB or 1/16 of the file system, whichever is less; 0 is none.",
 			reserve()},
-
+		{"storage.memory", "256MiB", "", "What topics with storage=memory may hold together. A segment that does not fit is refused: STORAGE_FULL.", memory()},
+	}, pluginKeys(), []key{
 		{"log.level", "info", "", "What is logged to stderr: this and what is graver.", level()},
-		{"log.format", "text", "", "How it is logged.", word(func(c *Config) *string { return &c.Log.Format }, "text", "json")},
-	}
+		{"log.format", "auto", "", "How it is logged: console is for people, json and text are for programs; auto is console on a terminal, else json.",
+			word(func(c *Config) *string { return &c.Log.Format }, "auto", "console", "json", "text")},
+	})
 }
 
 func text(value any) (string, error) {
@@ -278,6 +280,22 @@ func reserve() kind {
 			return fmt.Errorf("%q is not auto or a size from 0B to 1TiB", s)
 		}
 		c.Storage.Reserve = n
+		return nil
+	})
+}
+
+// memory reads what topics in memory may hold.
+func memory() kind {
+	const lo, hi = 1 << 20, 1 << 40
+	return parsed("1MiB to 1TiB", func(c *Config, s string) error {
+		n, err := address.ParseBytes(s)
+		if err != nil {
+			return plain(err)
+		}
+		if n < lo || n > hi {
+			return fmt.Errorf("%q is not a size from 1MiB to 1TiB", s)
+		}
+		c.Storage.Memory = n
 		return nil
 	})
 }

@@ -39,6 +39,16 @@ type Options struct {
 	Logger        *slog.Logger
 }
 
+// Tuning is what of the options a running server can be told anew. What bounds a connection holds for those that are
+// accepted from then on.
+type Tuning struct {
+	Connections   int
+	Pending       int
+	WriteDeadline time.Duration
+	AutoCreate    bool
+	Subscriptions int
+}
+
 // Identity is what INFO says of the server.
 type Identity struct {
 	ServerID  string
@@ -52,6 +62,7 @@ type Identity struct {
 // Server accepts connections until it is shut down.
 type Server struct {
 	opt    Options
+	tuned  atomic.Pointer[Tuning] // goes before opt
 	lastID atomic.Uint64
 
 	live    *live.Router // who hears what is published to live subjects
@@ -65,8 +76,13 @@ type Server struct {
 
 // NewServer returns a server that is not listening yet.
 func NewServer(o Options) *Server {
-	return &Server{opt: o, conns: make(map[*conn]struct{}), live: live.NewRouter(), waiting: live.NewRouter()}
+	s := &Server{opt: o, conns: make(map[*conn]struct{}), live: live.NewRouter(), waiting: live.NewRouter()}
+	s.Tune(Tuning{o.Connections, o.Pending, o.WriteDeadline, o.AutoCreate, o.Subscriptions})
+	return s
 }
+
+// Tune changes what of the options can be changed.
+func (s *Server) Tune(t Tuning) { s.tuned.Store(&t) }
 
 // acceptRetry is the pause after an accept that failed for want of descriptors.
 const acceptRetry = 50 * time.Millisecond
@@ -107,12 +123,6 @@ func (s *Server) serve(nc net.Conn) {
 		return
 	}
 	defer s.remove(c)
-	defer func() {
-		if r := recover(); r != nil { // one connection's fault must not end the others
-			s.opt.Logger.Error("connection failed", "client", nc.RemoteAddr().String(), "panic", fmt.Sprint(r))
-			_ = nc.Close()
-		}
-	}()
 	c.run()
 }
 
@@ -122,7 +132,7 @@ func (s *Server) add(c *conn) *errcode.Error {
 	if s.closing {
 		return errcode.New(errcode.ShuttingDown, "the server is going down", "connect again later")
 	}
-	if len(s.conns) >= s.opt.Connections {
+	if len(s.conns) >= s.tuned.Load().Connections {
 		return errcode.New(errcode.LimitExceeded, fmt.Sprintf("the server has %d connections", len(s.conns)),
 			"close one, or raise limits.connections")
 	}
@@ -192,7 +202,7 @@ func (s *Server) Retire(ctx context.Context, grace, spread time.Duration) {
 	s.mu.Unlock()
 	for _, c := range s.everyone() {
 		if c.pulse.kind.Load() != kindUnknown { // who has not connected yet expects other things now
-			c.box.frame(func(dst []byte) []byte { return c.appendInfoOf(dst, true) })
+			c.box.frame(func(dst []byte) []byte { return c.appendInfoOf(dst, leaving) })
 		}
 	}
 	if !s.untilAlone(ctx, grace) {

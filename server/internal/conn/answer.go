@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/protocol/address"
 	"github.com/trunkline-mq/trunkline/protocol/line"
 	"github.com/trunkline-mq/trunkline/protocol/record"
@@ -31,18 +30,25 @@ type outbox struct {
 	head  *answer       // oldest request without an answer in buf
 	tail  *answer
 	queue int     // answers between head and tail
-	spare *answer // answers to use again
+	held  int     // bytes of what waits in the queue and in acks
+	spare *answer // answers to use again, few and small
+	idle  int     // how many those are
 	acks  []ack   // due on reply subjects: the writer publishes them
 	done  bool    // no more answers come: the writer ends when everything is out
 	dead  bool    // the socket is of no use any more
 	shut  bool    // the last word is said: nothing is taken any more, and what is in buf goes out
 
-	// Of frames of live subjects, which have no log to wait in: bytes in buf, and bytes handed to the writer.
-	live, flying int
-	spoke        uint64 // the id of the speaker who wrote the newest of them, and its round
-	spokeRound   uint64
+	heard
+	mine
 
 	publish func(acks []ack) // publishes acks; called by the writer without the lock
+}
+
+// heard is what an outbox knows of the frames of live subjects in it, which have no log to wait in.
+type heard struct {
+	live, flying int    // bytes in buf, and bytes handed to the writer
+	spoke        uint64 // the id of the speaker who wrote the newest of them, and its round
+	spokeRound   uint64
 }
 
 // answer is the place of one request, or of a run of publishes, in the order of answers.
@@ -51,6 +57,7 @@ type answer struct {
 	box  *outbox
 
 	// Guarded by box.mu.
+	cost    int // what it adds to held
 	settled bool
 	literal []byte  // what to say, of a request that is not a publish
 	pieces  []piece // of a FETCH: what goes out before literal
@@ -70,6 +77,14 @@ type place struct {
 	tell  tell
 	verb  line.Verb
 	once  bool // one answer for the whole run: a PRODUCE
+	holds int  // bytes that the request holds elsewhere while it waits
+	own   bool // the connection's own subscriptions pass the records by
+}
+
+// holdLocked counts what a queued answer takes of memory.
+func (b *outbox) holdLocked(a *answer) {
+	a.cost = answerBytes + len(a.reply) + len(a.literal) + a.holds
+	b.held += a.cost
 }
 
 // tell says how the outcome of a publish reaches the client.
@@ -84,8 +99,12 @@ const (
 )
 
 const (
-	// answersMax bounds the requests of one connection that wait for their outcome.
+	// answersMax bounds the requests of one connection that wait for their outcome; limits.pending bounds their bytes.
 	answersMax = 1 << 14
+	// answerBytes is about what an answer or an acknowledgement takes beside what it points to.
+	answerBytes = 256
+	// spareMax answers are kept to be used again, with what they point to where that is at most spareBytes.
+	spareMax, spareBytes = 4 << 10, 128
 	// writeBytes is how much one write hands to the socket: small enough that a slow peer shows progress.
 	writeBytes = 256 << 10
 	// bufferKeep is what a connection's buffers may keep while it is idle.
@@ -106,6 +125,7 @@ func (b *outbox) push(p place) *answer {
 	p.reply = append(a.reply, p.reply...)
 	a.place = p
 	a.records.Store(1)
+	b.holdLocked(a)
 	return a
 }
 
@@ -114,7 +134,7 @@ func (b *outbox) pushLocked() *answer {
 	if a == nil {
 		a = &answer{box: b}
 	} else {
-		b.spare = a.next
+		b.spare, b.idle = a.next, b.idle-1
 		*a = answer{box: b, literal: a.literal[:0], place: place{reply: a.reply[:0]}}
 	}
 	if b.tail == nil {
@@ -125,6 +145,13 @@ func (b *outbox) pushLocked() *answer {
 	b.tail = a
 	b.queue++
 	return a
+}
+
+// Placed keeps what the connection publishes from those of its own subscriptions that do not want it.
+func (a *answer) Placed(base record.Offset, n int32) {
+	if a.own {
+		a.box.hide(a.part, base, n)
+	}
 }
 
 // Settled is the outcome of a run of publishes.
@@ -153,6 +180,7 @@ func (b *outbox) say(encode func(dst []byte) []byte) {
 	} else {
 		a := b.pushLocked()
 		a.literal, a.settled = encode(a.literal), true
+		b.holdLocked(a)
 	}
 	b.ready.Signal()
 }
@@ -186,10 +214,22 @@ func (b *outbox) lastWordLocked(encode func(dst []byte) []byte) {
 	b.ready.Signal()
 }
 
-// waitRoom blocks while the peer has too much to take, or, with answers, while too many requests wait. It reports false
-// when the connection is dead or stop is closed.
-func (b *outbox) waitRoom(stop <-chan struct{}) bool {
-	return b.wait(stop, func() bool { return len(b.buf) <= b.limit && b.queue+len(b.acks) < answersMax })
+// waitRoom blocks while the peer has too much to take, or while too many requests wait, or too many bytes of them. One
+// request alone is never too much: it may be a long poll, which the next command ends. It reports false when the
+// connection is dead or stop is closed.
+func (b *outbox) waitRoom(stop <-chan struct{}) bool { return b.wait(stop, b.roomLocked) }
+
+func (b *outbox) roomLocked() bool {
+	waiting := b.queue + len(b.acks)
+	return len(b.buf) <= b.limit && waiting < answersMax && (b.held <= b.limit || waiting <= 1) && b.behind == 0
+}
+
+// hasRoom is whether waitRoom would not block.
+func (b *outbox) hasRoom() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.collectLocked()
+	return b.roomLocked()
 }
 
 // waitAnswered blocks until every earlier request has its answer.
@@ -246,6 +286,7 @@ func (b *outbox) collectLocked() {
 	moved := false
 	for !b.shut && b.head != nil && b.head.settled && len(b.buf) <= b.limit && b.head.pieces == nil {
 		a := b.head
+		b.held -= a.cost
 		b.buf = a.append(b.buf)
 		if len(a.reply) > 0 {
 			b.takeAckLocked(a)
@@ -255,18 +296,27 @@ func (b *outbox) collectLocked() {
 			b.tail = nil
 		}
 		b.queue--
-		a.part, a.outcome.Err = nil, nil
-		if cap(a.literal) > bufferKeep {
-			a.literal = nil
-		}
-		if a.records.Load() < recordsClosed { // else its outcome may still come, and must not meet another request
-			a.next, b.spare = b.spare, a
-		}
+		b.reuseLocked(a)
 		moved = true
 	}
 	if moved {
 		b.freeLocked()
 	}
+}
+
+// reuseLocked keeps an answer for the next request. One whose outcome may still come must not meet another request.
+func (b *outbox) reuseLocked(a *answer) {
+	if a.records.Load() >= recordsClosed || b.idle == spareMax {
+		return
+	}
+	a.part, a.outcome.Err = nil, nil
+	if cap(a.literal) > spareBytes {
+		a.literal = nil
+	}
+	if cap(a.reply) > spareBytes {
+		a.reply = nil
+	}
+	a.next, b.spare, b.idle = b.spare, a, b.idle+1
 }
 
 // write is the connection's writer: it returns when everything is out after finish, or with the reason why the peer
@@ -295,6 +345,7 @@ func (b *outbox) write(nc net.Conn) error {
 			acks, b.acks = b.acks, acks[:0]
 			b.mu.Unlock()
 			b.publish(acks)
+			acks = b.published(acks)
 			continue
 		case len(b.buf) == 0 && b.piecesLocked():
 			if err := b.writePiecesLocked(nc); err != nil {
@@ -315,8 +366,8 @@ func (b *outbox) write(nc net.Conn) error {
 		if err != nil {
 			b.dead = true
 		}
-		if cap(out) > bufferKeep && len(b.buf) == 0 && b.head == nil {
-			out = nil // idle again
+		if len(b.buf) == 0 && b.head == nil { // idle again
+			out, b.buf = keep(out), keep(b.buf)
 		}
 		b.freeLocked()
 		b.mu.Unlock()
@@ -324,6 +375,14 @@ func (b *outbox) write(nc net.Conn) error {
 			return err
 		}
 	}
+}
+
+// keep is a buffer to use again: none where it has grown large.
+func keep(p []byte) []byte {
+	if cap(p) > bufferKeep {
+		return nil
+	}
+	return p
 }
 
 // dueLocked reports whether there is something for the writer to do.
@@ -409,7 +468,7 @@ func (a *answer) appendFailure(dst []byte) []byte {
 // piece is a part of a FETCH's answer: a line, and batches that go from the file to the socket without being read.
 type piece struct {
 	head   []byte
-	extent *lend.Extent // nil: the line is all
+	extent partition.Extent // nil: the line is all
 }
 
 // piecesLocked reports whether the oldest request is a FETCH that is due.

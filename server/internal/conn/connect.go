@@ -2,6 +2,8 @@ package conn
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net"
 	"runtime"
 	"strconv"
@@ -35,6 +37,7 @@ type info struct {
 	ClientID   uint64        `json:"client_id"`
 	ClientIP   string        `json:"client_ip"`
 	URLs       []string      `json:"connect_urls,omitempty"`
+	Connected  bool          `json:"connect_info,omitempty"` // it answers CONNECT
 	LameDuck   bool          `json:"ldm,omitempty"`
 	Trunkline  infoTrunkline `json:"trunkline"`
 }
@@ -46,14 +49,21 @@ type infoTrunkline struct {
 	Cluster  string `json:"cluster"`
 }
 
-func (c *conn) appendInfo(dst []byte) []byte { return c.appendInfoOf(dst, false) }
+// occasion is why INFO is sent.
+type occasion uint8
 
-// appendInfoOf is the greeting, or, of a server that is about to go, the news that tells libraries to go elsewhere: its
-// own address is not among those.
-func (c *conn) appendInfoOf(dst []byte, leaving bool) []byte {
+const (
+	greeting  occasion = iota
+	connected          // after the first PING behind CONNECT: libraries that know of it take it as the answer to both
+	leaving            // the server is about to go; its own address is not among those that are named
+)
+
+func (c *conn) appendInfo(dst []byte) []byte { return c.appendInfoOf(dst, greeting) }
+
+func (c *conn) appendInfoOf(dst []byte, why occasion) []byte {
 	id := c.srv.opt.Identity
 	var urls []string
-	if id.Advertise != "" && !leaving {
+	if id.Advertise != "" && why != leaving {
 		urls = []string{id.Advertise}
 	}
 	host, number := c.reached()
@@ -61,7 +71,7 @@ func (c *conn) appendInfoOf(dst []byte, leaving bool) []byte {
 	text, _ := json.Marshal(info{ // cannot fail: strings and numbers
 		ServerID: id.ServerID, ServerName: id.Name, Version: natsLevel, Proto: 1, Go: runtime.Version(),
 		Host: host, Port: number, Headers: true, MaxPayload: c.srv.opt.Limits.Payload, ClientID: c.id, ClientIP: peer,
-		URLs: urls, LameDuck: leaving,
+		URLs: urls, Connected: why == connected, LameDuck: why == leaving,
 		Trunkline: infoTrunkline{Version: id.Version, Protocol: Protocol, Broker: id.Broker, Cluster: id.Cluster},
 	})
 	dst = append(dst, "INFO "...)
@@ -83,42 +93,73 @@ type connect struct {
 	NoReply    bool   `json:"no_responders"`
 }
 
-func (c *conn) handleConnect(cmd *line.Command) {
-	var ask connect
-	var err error
-	if len(cmd.Args) > 0 {
-		err = json.Unmarshal(cmd.Args[0], &ask)
+// parseConnect reads CONNECT's JSON, which may be missing.
+func parseConnect(args [][]byte) (ask connect, _ *errcode.Error) {
+	if len(args) > 0 {
+		if err := json.Unmarshal(args[0], &ask); err != nil {
+			return ask, errcode.New(errcode.BadJSON, "CONNECT's JSON cannot be read: "+jsonFault(err), `send CONNECT {} or CONNECT {"verbose":false}`)
+		}
 	}
 	switch {
-	case err != nil:
-		c.fail(cmd, errcode.New(errcode.BadJSON, "CONNECT's JSON cannot be read: "+err.Error(), `send CONNECT {} or CONNECT {"verbose":false}`))
-		return
 	case ask.Protocol < 0 || ask.Protocol > 1:
-		c.fail(cmd, errcode.New(errcode.BadArgs, "protocol "+strconv.Itoa(ask.Protocol)+" is not spoken here", "send 0 or 1"))
-		return
+		return ask, errcode.New(errcode.BadArgs, "protocol "+strconv.Itoa(ask.Protocol)+" is not spoken here", "send 0 or 1")
 	case ask.NoReply && ask.Headers != nil && !*ask.Headers:
-		c.fail(cmd, errcode.New(errcode.BadArgs, "no_responders needs headers", "send \"headers\":true, or leave no_responders out"))
+		return ask, errcode.New(errcode.BadArgs, "no_responders needs headers", "send \"headers\":true, or leave no_responders out")
+	}
+	return ask, nil
+}
+
+// jsonFault says what is wrong with JSON in words that are not those of the language this server is written in.
+func jsonFault(err error) string {
+	var kind *json.UnmarshalTypeError
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &kind) && kind.Field != "":
+		return fmt.Sprintf("the value of %q is of the wrong kind: %s", clip([]byte(kind.Field)), clip([]byte(kind.Value)))
+	case errors.As(err, &kind):
+		return "an object is wanted, not this: " + kind.Value
+	case errors.As(err, &syntax):
+		return fmt.Sprintf("%v, at byte %d", syntax, syntax.Offset)
+	}
+	return err.Error()
+}
+
+// library reports whether the client knows NATS only.
+func (ask *connect) library() bool { return ask.Lang != "" && !strings.HasPrefix(ask.Lang, ownLang) }
+
+// options are what a connection that asks so gets.
+func (ask *connect) options() options {
+	o := options{
+		verbose:    ask.Verbose == nil || *ask.Verbose,
+		headers:    !ask.library(), // a library says so if it reads them
+		timestamps: ask.Timestamps,
+		nats:       ask.library(),
+		literal:    ask.library() && !ask.Addresses,
+		pedantic:   ask.Pedantic == nil || *ask.Pedantic,
+		echo:       ask.Echo == nil || *ask.Echo,
+		news:       ask.Protocol >= 1,
+	}
+	if ask.Headers != nil {
+		o.headers = *ask.Headers
+	}
+	o.noResponders = ask.NoReply && o.headers
+	return o
+}
+
+func (c *conn) handleConnect(cmd *line.Command) {
+	ask, err := parseConnect(cmd.Args)
+	if err != nil {
+		c.fail(cmd, err)
 		return
 	}
 	if c.pulse.kind.Load() != kindUnknown { // as in NATS, who connects again begins again
 		c.subs.endAll()
 	}
-	library := ask.Lang != "" && !strings.HasPrefix(ask.Lang, ownLang)
-	c.opt = options{
-		verbose:    ask.Verbose == nil || *ask.Verbose,
-		headers:    !library, // a library says so if it reads them
-		timestamps: ask.Timestamps,
-		nats:       library,
-		literal:    library && !ask.Addresses,
-		pedantic:   ask.Pedantic == nil || *ask.Pedantic,
-		echo:       ask.Echo == nil || *ask.Echo,
-	}
-	if ask.Headers != nil {
-		c.opt.headers = *ask.Headers
-	}
-	c.opt.noResponders = ask.NoReply && c.opt.headers
+	first, due := c.pulse.kind.Load() == kindUnknown, c.opt.news
+	c.opt = ask.options()
+	c.opt.news = c.opt.news && (first || due)
 	kind := kindOurs
-	if library {
+	if ask.library() {
 		kind = kindNATS
 	}
 	c.pulse.kind.Store(kind)

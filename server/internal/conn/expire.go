@@ -31,7 +31,7 @@ func (a *answer) count() bool {
 func (a *answer) timeOutLocked() {
 	n := a.records.Add(recordsClosed) - recordsClosed
 	a.outcome = partition.Outcome{N: int(n), Err: errcode.New(errcode.Timeout,
-		fmt.Sprintf("%s has no outcome for the record yet", a.part.Name), "it may or may not appear; read the log before sending it again")}
+		fmt.Sprintf("%s has no outcome for the record yet", a.part.Address()), "it may or may not appear; read the log before sending it again")}
 	a.settled = true
 }
 

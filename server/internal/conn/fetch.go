@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,31 +27,42 @@ const (
 	fetchBytesMax     = 64 << 20
 	fetchWaitMax      = 5 * time.Minute
 	fetchItemsMax     = 1 << 14
+	// fetchBytes and fetchItemBytes are about what a FETCH that waits for its turn takes of memory, its goroutine's
+	// stack included, and what each of its partitions does.
+	fetchBytes, fetchItemBytes = 4 << 10, 256
 	// fetchReadTime is how long finding what to send may take, beside waiting for it.
 	fetchReadTime = 10 * time.Second
+	// partNameMax is the longest topic's name: what is longer is none.
+	partNameMax = 249
 )
 
 // fetch is one FETCH: what is asked for, and what it waits for.
 type fetch struct {
+	fetchAsk
 	conn  *conn
 	place *answer
-	max   int64
-	min   int64
-	wait  time.Duration
-	now   int64 // milliseconds; when it was asked
-	items []fetchItem
+	now   int64         // milliseconds; when it was asked
 	end   chan struct{} // closed by a later verb: the poll ends at once with what it has
 	wake  chan struct{}
 }
 
+// fetchAsk is what a FETCH asks for.
+type fetchAsk struct {
+	max   int64
+	min   int64
+	wait  time.Duration
+	items []fetchItem
+}
+
 // fetchItem is one partition of a FETCH.
 type fetchItem struct {
-	name  string        // as asked: topic/partition
+	name  string        // of the topic, as asked
 	topic *broker.Topic // nil: there is none
 	id    partition.ID
 	pos   address.Position
 	part  *part.Partition // nil until it is located, and where it cannot be
 	off   record.Offset
+	falls uint64       // of the partition, when off was there
 	fault errcode.Code // empty: none
 }
 
@@ -62,9 +74,9 @@ func (c *conn) handleFetch(cmd *line.Command) {
 		c.fail(cmd, err)
 		return
 	}
-	f.place = c.box.push(place{})
+	f.place = c.box.push(place{holds: fetchBytes + len(f.items)*fetchItemBytes})
 	c.poll = f.end
-	c.tasks.Go(f.run)
+	c.task(f.run)
 }
 
 // endPoll ends a long poll that is under way: another verb has come.
@@ -76,9 +88,20 @@ func (c *conn) endPoll() {
 }
 
 func (c *conn) newFetch(cmd *line.Command) (*fetch, *errcode.Error) {
-	f := &fetch{
-		conn: c, max: fetchBytesDefault, min: 1, now: c.pub.now, end: make(chan struct{}), wake: make(chan struct{}, 1),
+	ask, err := parseFetch(cmd)
+	if err != nil {
+		return nil, err
 	}
+	for i := range ask.items {
+		it := &ask.items[i]
+		it.topic = c.broker().Lookup([]byte(it.name))
+	}
+	return &fetch{fetchAsk: ask, conn: c, now: c.pub.now, end: make(chan struct{}), wake: make(chan struct{}, 1)}, nil
+}
+
+// parseFetch reads either form of FETCH.
+func parseFetch(cmd *line.Command) (fetchAsk, *errcode.Error) {
+	f := fetchAsk{max: fetchBytesDefault, min: 1}
 	var err *errcode.Error
 	if cmd.Payload != nil {
 		err = f.readJSON(cmd.Payload)
@@ -87,18 +110,22 @@ func (c *conn) newFetch(cmd *line.Command) (*fetch, *errcode.Error) {
 	}
 	switch {
 	case err != nil:
-		return nil, err
+		return f, err
 	case len(f.items) == 0:
 		err = errcode.New(errcode.BadArgs, "FETCH names no partition", "use "+line.Fetch.Usage())
 	case len(f.items) > fetchItemsMax:
-		err = errcode.New(errcode.LimitExceeded, fmt.Sprintf("FETCH names %d partitions", len(f.items)), fmt.Sprintf("name at most %d", fetchItemsMax))
+		err = errTooManyItems(len(f.items))
 	case f.max < 1 || f.max > fetchBytesMax || f.min < 0 || f.min > f.max || f.wait < 0 || f.wait > fetchWaitMax:
 		err = errcode.New(errcode.BadArgs, "max, min or wait of FETCH is out of range", "max goes to 64MiB, min to max, wait to 5m")
 	}
 	return f, err
 }
 
-func (f *fetch) readArgs(args [][]byte) *errcode.Error {
+func errTooManyItems(n int) *errcode.Error {
+	return errcode.New(errcode.LimitExceeded, fmt.Sprintf("FETCH names %d partitions", n), fmt.Sprintf("name at most %d", fetchItemsMax))
+}
+
+func (f *fetchAsk) readArgs(args [][]byte) *errcode.Error {
 	for _, arg := range args {
 		text := string(arg)
 		key, value, isOption := strings.Cut(text, "=")
@@ -118,12 +145,12 @@ func (f *fetch) readArgs(args [][]byte) *errcode.Error {
 		if err != nil {
 			return errcode.From(err, errcode.BadAddress)
 		}
-		f.add(string(addr.Topic), addr.Partition, addr.Position)
+		f.items = append(f.items, fetchItem{name: string(addr.Topic), id: addr.Partition, pos: addr.Position})
 	}
 	return nil
 }
 
-func (f *fetch) option(key, value string) *errcode.Error {
+func (f *fetchAsk) option(key, value string) *errcode.Error {
 	var err error
 	switch key {
 	case "max":
@@ -143,14 +170,14 @@ func (f *fetch) option(key, value string) *errcode.Error {
 
 // sizeOption reads a size with a unit, or a number of bytes.
 func sizeOption(value string) (int64, error) {
-	if n, err := strconv.ParseInt(value, 10, 64); err == nil {
-		return n, nil
+	if n, err := strconv.ParseUint(value, 10, 63); err == nil { // digits only
+		return int64(n), nil
 	}
 	return address.ParseBytes(value)
 }
 
-// fetchAsk is FETCH's JSON (PROTOCOL §6). A partition's epoch is the replicas' business and not looked at.
-type fetchAsk struct {
+// fetchJSON is FETCH's JSON (PROTOCOL §6). A partition's epoch is the replicas' business and not looked at.
+type fetchJSON struct {
 	Max        *int64          `json:"max"`
 	Min        *int64          `json:"min"`
 	Wait       json.RawMessage `json:"wait"` // "500ms", or a number of milliseconds
@@ -161,10 +188,14 @@ type fetchAsk struct {
 	} `json:"partitions"`
 }
 
-func (f *fetch) readJSON(text []byte) *errcode.Error {
-	var ask fetchAsk
+func (f *fetchAsk) readJSON(text []byte) *errcode.Error {
+	// Each partition has a brace: what names too many is refused before it is taken apart.
+	if n := bytes.Count(text, []byte("{")) - 1; n > fetchItemsMax {
+		return errTooManyItems(n)
+	}
+	var ask fetchJSON
 	if err := json.Unmarshal(text, &ask); err != nil {
-		return errcode.New(errcode.BadJSON, "FETCH's JSON cannot be read: "+err.Error(),
+		return errcode.New(errcode.BadJSON, "FETCH's JSON cannot be read: "+jsonFault(err),
 			`send {"partitions":[{"topic":"orders","partition":0,"offset":0}]}`)
 	}
 	if ask.Max != nil {
@@ -173,34 +204,32 @@ func (f *fetch) readJSON(text []byte) *errcode.Error {
 	if ask.Min != nil {
 		f.min = *ask.Min
 	}
-	if len(ask.Wait) > 0 {
-		var ms int64
-		var span string
-		var err error
-		if json.Unmarshal(ask.Wait, &ms) == nil {
-			f.wait = time.Duration(min(ms, int64(2*fetchWaitMax/time.Millisecond))) * time.Millisecond
-		} else if err = json.Unmarshal(ask.Wait, &span); err == nil {
-			f.wait, err = address.ParseDuration(span)
-		}
-		if err != nil {
-			return errcode.New(errcode.BadJSON, "wait of FETCH is no time", `send "500ms", or a number of milliseconds`)
-		}
+	if err := f.readWait(ask.Wait); err != nil {
+		return errcode.New(errcode.BadJSON, "wait of FETCH is no time", `send "500ms", or a number of milliseconds`)
 	}
 	for _, p := range ask.Partitions {
-		f.add(p.Topic, p.Partition, address.Position{Kind: address.Offset, N: p.Offset})
+		f.items = append(f.items, fetchItem{name: p.Topic, id: p.Partition, pos: address.Position{Kind: address.Offset, N: p.Offset}})
 	}
 	return nil
 }
 
-// add takes one partition in. Trouble with it is the partition's, not the request's.
-func (f *fetch) add(topic string, id partition.ID, pos address.Position) {
-	item := fetchItem{name: topic + "/" + strconv.Itoa(int(id))}
-	if !address.ValidSubject(topic) { // it is sent back
-		item.name = "-"
+// readWait reads a time with a unit, or a number of milliseconds. What is beyond any wait is as good as too long.
+func (f *fetchAsk) readWait(text json.RawMessage) error {
+	if len(text) == 0 {
+		return nil
 	}
-	item.id, item.pos = id, pos
-	item.topic = f.conn.broker().Lookup([]byte(topic))
-	f.items = append(f.items, item)
+	var ms int64
+	if json.Unmarshal(text, &ms) == nil {
+		f.wait = time.Duration(max(-1, min(ms, int64(2*fetchWaitMax/time.Millisecond)))) * time.Millisecond
+		return nil
+	}
+	var span string
+	if err := json.Unmarshal(text, &span); err != nil {
+		return err
+	}
+	wait, err := address.ParseDuration(span)
+	f.wait = wait
+	return err
 }
 
 // locate says where the partition is read from, as of now: what the connection published before is there.
@@ -211,7 +240,7 @@ func (it *fetchItem) locate(ctx context.Context, nowMS int64) {
 	}
 	p, err := it.topic.Partition(it.id)
 	if err == nil {
-		it.part = p
+		it.part, it.falls = p, p.Falls()
 		it.off, err = cursor.Seek(ctx, p, it.pos, address.Earliest, nowMS)
 	}
 	if err != nil {
@@ -239,13 +268,19 @@ func (f *fetch) run() {
 	defer timer.Stop()
 	over := f.wait == 0
 	for {
-		pieces, size, trouble := f.gather(ctx)
-		if over || trouble || size >= f.min {
+		pieces, size, after := f.gather(ctx)
+		if over || after == gatherAnswer || size >= f.min {
 			f.place.settlePieces(pieces, []byte("+OK\r\n"))
 			return
 		}
 		release(pieces)
+		var again chan struct{} // nil: only when something has come
+		if after == gatherAgain {
+			again = make(chan struct{})
+			close(again)
+		}
 		select {
+		case <-again:
 		case <-f.wake: // new records, or a partition that closed
 		case <-timer.C:
 			over = true
@@ -257,8 +292,17 @@ func (f *fetch) run() {
 	}
 }
 
+// gathered says what comes after a gather, beside what its size says.
+type gathered int
+
+const (
+	gatherWait   gathered = iota // for more
+	gatherAnswer                 // there is trouble to tell of, or what is there is all that can be had at once
+	gatherAgain                  // others hold what is needed, and will let go of it
+)
+
 // gather takes what is there now: at least one batch, and no more than max bytes beyond that.
-func (f *fetch) gather(ctx context.Context) (pieces []piece, size int64, trouble bool) {
+func (f *fetch) gather(ctx context.Context) (pieces []piece, size int64, after gathered) {
 	for i := range f.items {
 		item := &f.items[i]
 		if item.fault == "" && isGone(item.topic) {
@@ -275,11 +319,17 @@ func (f *fetch) gather(ctx context.Context) (pieces []piece, size int64, trouble
 				}
 				continue
 			}
+			if errors.Is(err, lend.ErrCrowded) {
+				if size == 0 && after == gatherWait {
+					return pieces, size, gatherAgain
+				}
+				return pieces, size, gatherAnswer
+			}
 			item.fault = errcode.From(err, errcode.StorageUnavailable).Code
 		}
-		pieces, trouble = append(pieces, piece{head: item.appendFault(nil)}), true
+		pieces, after = append(pieces, piece{head: item.appendFault(nil)}), gatherAnswer
 	}
-	return pieces, size, trouble
+	return pieces, size, after
 }
 
 func isGone(t *broker.Topic) bool {
@@ -293,6 +343,9 @@ func isGone(t *broker.Topic) bool {
 
 // read makes the piece of one partition; size 0 where there is nothing new, or nothing that fits.
 func (it *fetchItem) read(ctx context.Context, limit int64, first bool) (piece, int64, error) {
+	if to, fell := it.part.FellSince(it.falls); fell && it.off > to {
+		return piece{}, 0, errcode.New(errcode.OffsetOutOfRange, "", "")
+	}
 	end := it.part.HighWatermark()
 	e, err := it.part.Log().Extent(ctx, it.off, end, limit)
 	var damage *lend.CorruptError
@@ -305,14 +358,16 @@ func (it *fetchItem) read(ctx context.Context, limit int64, first bool) (piece, 
 		return piece{}, 0, errcode.Wrap(errcode.OffsetOutOfRange, err, "", "")
 	case err != nil:
 		return piece{}, 0, err
-	case e.Size > limit && !first:
+	}
+	base, size := e.Place()
+	if size > limit && !first {
 		e.Release()
 		return piece{}, 0, nil
 	}
 	stats := it.part.Log().Stats()
-	head := append([]byte("BATCH "), address.AppendAddress(nil, it.part.Name.Topic, it.part.Name.ID, e.Base)...)
-	head = fmt.Appendf(head, " %d %d %d\r\n", end, stats.LogStart, e.Size)
-	return piece{head: head, extent: e}, e.Size, nil
+	head := append([]byte("BATCH "), address.AppendAddress(nil, it.part.Name.Topic, it.part.Name.ID, base)...)
+	head = fmt.Appendf(head, " %d %d %d\r\n", end, stats.LogStart, size)
+	return piece{head: head, extent: e}, size, nil
 }
 
 func (it *fetchItem) appendFault(dst []byte) []byte {
@@ -320,5 +375,11 @@ func (it *fetchItem) appendFault(dst []byte) []byte {
 	if it.part != nil {
 		end, start = it.part.HighWatermark(), it.part.Log().Stats().LogStart
 	}
-	return fmt.Appendf(dst, "PART %s %d %d %s\r\n", it.name, end, start, it.fault)
+	name := it.name
+	if !address.ValidSubject(name) || len(name) > partNameMax { // not to be sent back: it could forge a frame, or make a small request's answer long
+		name = "-"
+	} else {
+		name += "/" + strconv.Itoa(int(it.id))
+	}
+	return fmt.Appendf(dst, "PART %s %d %d %s\r\n", name, end, start, it.fault)
 }

@@ -119,19 +119,40 @@ func (c *conn) sayNobody(subject, reply []byte) {
 // Deliver writes one live message, unless the subscription has ended. Who lets too much wait is cut off: there is no log
 // to read it from later.
 func (s *subscription) Deliver(m *live.Message) bool {
+	switch s.hear(m) {
+	case heardLast:
+		s.forget()
+		return true
+	case heardIt:
+		return true
+	case cutOff:
+		s.conn.log.Warn("slow consumer cut off", "subject", s.name)
+		s.conn.leave()
+	}
+	return false
+}
+
+// hearing is what became of a live message.
+type hearing uint8
+
+const (
+	notHeard hearing = iota
+	heardIt
+	heardLast // and the subscription has ended with it
+	cutOff    // the connection has too much to take
+)
+
+func (s *subscription) hear(m *live.Message) hearing {
 	b := s.conn.box
 	from := m.From.(*speaker)
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if s.ended || b.done || b.dead || b.shut {
-		b.mu.Unlock()
-		return false
+		return notHeard
 	}
 	if waiting := b.live + b.flying; waiting > 0 && waiting+s.f.bound(m) > b.limit {
 		b.lastWordLocked(s.appendTooSlow)
-		b.mu.Unlock()
-		s.conn.log.Warn("slow consumer cut off", "subject", s.name, "waiting", waiting)
-		s.conn.leave()
-		return false
+		return cutOff
 	}
 	_, last := s.quota.Claim()
 	s.ended = last
@@ -141,16 +162,14 @@ func (s *subscription) Deliver(m *live.Message) bool {
 	if b.live+b.flying > b.limit/2 {
 		from.slow = b
 	}
-	fresh := b.spoke != from.id || b.spokeRound != from.round
-	b.spoke, b.spokeRound = from.id, from.round
-	b.mu.Unlock()
-	if fresh {
+	if b.spoke != from.id || b.spokeRound != from.round { // its writer is not to be woken yet
+		b.spoke, b.spokeRound = from.id, from.round
 		from.touched = append(from.touched, b)
 	}
 	if last {
-		s.forget()
+		return heardLast
 	}
-	return true
+	return heardIt
 }
 
 func (s *subscription) appendTooSlow(dst []byte) []byte {
@@ -234,6 +253,27 @@ func (b *outbox) takeAckLocked(a *answer) {
 	k := &b.acks[len(b.acks)-1]
 	k.reply, a.reply = a.reply, k.reply[:0]
 	k.topic, k.id, k.outcome = a.part.Name.Topic, a.part.Name.ID, a.outcome
+	b.held += k.bytes()
+}
+
+// bytes is what a queued acknowledgement takes of memory.
+func (a *ack) bytes() int { return answerBytes + len(a.reply) }
+
+// published lets go of acknowledgements that are out, and returns what of their memory is worth keeping.
+func (b *outbox) published(acks []ack) []ack {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range acks {
+		b.held -= acks[i].bytes()
+		if cap(acks[i].reply) > spareBytes {
+			acks[i].reply = nil
+		}
+	}
+	b.freeLocked()
+	if cap(acks) > spareMax {
+		return nil
+	}
+	return acks
 }
 
 // acker publishes acknowledgements from the writer's goroutine.

@@ -50,12 +50,12 @@ func (c *conn) produce(cmd *line.Command) *errcode.Error {
 			return line.AppendOK(dst, string(address.AppendAddress(nil, name.Topic, name.ID, -1))+" none")
 		})
 		// The client does not want to know; a failure is counted nowhere but in the log.
-		if err := to.Produce(c.stop, cmd.Payload, n, unheard{c}); err != nil {
+		if err := to.Produce(c.stop, cmd.Payload, n, unheard{c, to, !c.opt.echo}); err != nil {
 			c.log.Debug("unacknowledged PRODUCE failed", "partition", name.String(), "err", err)
 		}
 		return nil
 	}
-	a := c.box.push(place{part: to, once: true, verb: line.Produce, due: c.due(opt.timeout)})
+	a := c.box.push(place{part: to, once: true, verb: line.Produce, due: c.due(opt.timeout), own: !c.opt.echo})
 	if err := to.Produce(c.stop, cmd.Payload, n, a); err != nil {
 		a.Settled(part.Outcome{N: 1, Err: err})
 	}
@@ -63,7 +63,18 @@ func (c *conn) produce(cmd *line.Command) *errcode.Error {
 }
 
 // unheard is the claimant of a PRODUCE with acks=0.
-type unheard struct{ c *conn }
+type unheard struct {
+	c   *conn
+	to  *part.Partition
+	own bool
+}
+
+// Placed is that of an answer.
+func (u unheard) Placed(base record.Offset, n int32) {
+	if u.own {
+		u.c.box.hide(u.to, base, n)
+	}
+}
 
 // Settled logs a failure.
 func (u unheard) Settled(o part.Outcome) {
@@ -113,8 +124,8 @@ func (o *produceOptions) take(arg string) *errcode.Error {
 		d, err := address.ParseDuration(value)
 		o.timeout, ok = d, err == nil && d >= time.Millisecond
 	case "plan":
-		n, err := strconv.ParseInt(value, 10, 64)
-		o.plan, ok = n, err == nil && n >= 0
+		n, err := strconv.ParseUint(value, 10, 63) // digits only
+		o.plan, ok = int64(n), err == nil
 	}
 	if !ok {
 		return errcode.New(errcode.BadArgs, fmt.Sprintf("%q is no option of PRODUCE", clip([]byte(arg))), "use "+line.Produce.Usage())

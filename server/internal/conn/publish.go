@@ -35,6 +35,8 @@ type publisher struct {
 	runPart *part.Partition
 	runTell tell
 	runVerb line.Verb
+
+	runRecords int
 }
 
 // handlePublish takes one record to its partition. It returns when the record is queued there or refused.
@@ -64,6 +66,12 @@ func (c *conn) publish(cmd *line.Command) *errcode.Error {
 		}
 	}
 	isLive, err := c.isLive(cmd, &addr, reply)
+	if err == nil && cmd.Verb == line.HPub && !c.opt.headers {
+		err = errcode.New(errcode.BadHeaders, "this connection does not speak headers, by its CONNECT", "publish with PUB, or send CONNECT with \"headers\":true")
+		if isLive {
+			return err
+		}
+	}
 	if isLive {
 		c.pub.run = nil
 		return c.publishLive(cmd, addr.Topic, reply)
@@ -100,12 +108,13 @@ func (c *conn) publishRecord(cmd *line.Command, addr *address.Address) *jetstrea
 	if rec.Value == nil {
 		rec.Value = []byte{}
 	}
-	if cmd.Verb == line.HPub {
+	if cmd.Verb == line.HPub && len(cmd.Header) > 0 { // libraries send blocks of no bytes: there are no headers
 		if err := c.takeHeaders(cmd, addr, rec); err != nil {
 			return refusalOf(err)
 		}
 		if r, refused := jetstream.CheckHeaders(rec); refused {
-			return &r
+			refusal := r // only what is refused is on the heap
+			return &refusal
 		}
 	}
 	to, err := c.partitionFor(addr, rec)
@@ -133,11 +142,12 @@ func (c *conn) partitionFor(addr *address.Address, rec *record.Record) (*part.Pa
 func (c *conn) queueRecord(cmd *line.Command, to *part.Partition) {
 	p := &c.pub
 	rec := &p.rec
-	at := place{part: to, tell: c.tells(cmd), verb: cmd.Verb, due: c.due(c.srv.opt.Publish)}
+	at := place{part: to, tell: c.tells(cmd), verb: cmd.Verb, due: c.due(c.srv.opt.Publish), own: !c.opt.echo}
 	if len(cmd.Args) > 1 { // an acknowledged record is a run of its own
 		at.reply, p.run = cmd.Args[1], nil
 	}
-	if p.run != nil && p.runPart == to && p.runTell == at.tell && p.runVerb == at.verb && to.Extend(rec, p.run) {
+	if p.run != nil && p.runPart == to && p.runTell == at.tell && p.runVerb == at.verb && p.runRecords < runRecordsMax && to.Extend(rec, p.run) {
+		p.runRecords++
 		if !p.run.count() { // the run was answered while the record joined it: so is the record
 			a := c.box.push(at)
 			c.box.mu.Lock()
@@ -148,7 +158,7 @@ func (c *conn) queueRecord(cmd *line.Command, to *part.Partition) {
 		return
 	}
 	a := c.box.push(at)
-	p.run, p.runPart, p.runTell, p.runVerb = a, to, at.tell, at.verb
+	p.run, p.runPart, p.runTell, p.runVerb, p.runRecords = a, to, at.tell, at.verb, 1
 	if err := to.Publish(c.stop, rec, a); err != nil {
 		a.Settled(part.Outcome{N: 1, Err: err})
 		p.run = nil
@@ -193,6 +203,10 @@ type route struct {
 const (
 	// routesMax bounds what a connection remembers of subjects.
 	routesMax = 1024
+	// routeBytesMax is the longest subject that is remembered, a little more than a topic's name can have.
+	routeBytesMax = 256
+	// runRecordsMax bounds a run of publishes, and so the answers that are encoded in one go.
+	runRecordsMax = 4 << 10
 	// inboxPrefix begins the reply subjects of NATS libraries: each is used once, and none is a topic.
 	inboxPrefix = "_INBOX."
 )
@@ -211,7 +225,7 @@ func (c *conn) isLive(cmd *line.Command, addr *address.Address, reply []byte) (b
 			"publish to the bare subject, or to a topic")
 	case found.topic != nil || found.never:
 		return found.never, nil
-	case bare && (len(reply) > 0 || !c.srv.opt.AutoCreate):
+	case bare && (len(reply) > 0 || !c.srv.tuned.Load().AutoCreate):
 		return true, nil
 	case len(reply) > 0:
 		return false, errUnknownTopic(addr.Topic)
@@ -238,6 +252,12 @@ func (c *conn) lookup(subject []byte) route {
 	r := route{never: address.IsLive(subject, c.srv.opt.Live)}
 	if !r.never {
 		r.topic = c.broker().Lookup(subject)
+	}
+	if r.topic != nil && !c.opt.echo {
+		c.subs.meet(r.topic)
+	}
+	if len(subject) > routeBytesMax {
+		return r
 	}
 	if len(p.routes) >= routesMax {
 		clear(p.routes)
@@ -281,6 +301,9 @@ func (c *conn) topicFor(addr *address.Address) (*broker.Topic, *errcode.Error) {
 		var err error
 		if t, err = c.broker().EnsureTopic(c.ctx, string(name), addr.Partition); err != nil {
 			return nil, errcode.From(err, errcode.MetadataUnavailable)
+		}
+		if !c.opt.echo {
+			c.subs.meet(t)
 		}
 	}
 	c.pub.topic = t
@@ -361,7 +384,10 @@ func violation(cmd *line.Command, e *errcode.Error) string {
 	if len(cmd.Args) > 0 {
 		subject = string(clip(cmd.Args[0]))
 	}
-	if cmd.Verb == line.Sub || cmd.Verb == line.Unsub {
+	switch cmd.Verb {
+	case line.Connect:
+		return fmt.Sprintf("Permissions Violation for Connect (%s: %s)", e.Code, e.Text())
+	case line.Sub, line.Unsub:
 		return fmt.Sprintf("Permissions Violation for Subscription to %q (%s: %s)", subject, e.Code, e.Text())
 	}
 	return publishViolation(subject, e)
@@ -376,6 +402,8 @@ func natsFatal(e *errcode.Error) string {
 	switch {
 	case errors.Is(e, errcode.Of(errcode.LineTooLong)):
 		return "maximum control line exceeded"
+	case errors.Is(e, line.ErrPayload):
+		return "Maximum Payload Violation"
 	case errors.Is(e, errcode.Of(errcode.ShuttingDown)):
 		return "Server Shutdown"
 	}

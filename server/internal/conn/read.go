@@ -3,10 +3,12 @@ package conn
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,15 +54,17 @@ type options struct {
 	nats       bool // a library that knows NATS only: errors in NATS's words
 	pedantic   bool // NATS libraries: a publish to what is no subject is told
 
-	echo         bool // live subjects: what the connection publishes comes back to its own subscriptions
+	echo         bool // what the connection publishes comes back to its own subscriptions
+	news         bool // an INFO is due behind the next PONG: as in NATS, for who said protocol 1
 	noResponders bool // live subjects: who asks where nobody listens is told at once
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
+	tuned := s.tuned.Load()
 	c := &conn{
 		srv: s, nc: nc, id: s.lastID.Add(1),
 		parser: line.NewParser(s.opt.Limits),
-		box:    newOutbox(s.opt.Pending, s.opt.WriteDeadline),
+		box:    newOutbox(tuned.Pending, tuned.WriteDeadline),
 		opt:    options{verbose: true, headers: true, pedantic: true, echo: true},
 		stop:   make(chan struct{}),
 	}
@@ -74,9 +78,34 @@ func newConn(s *Server, nc net.Conn) *conn {
 	return c
 }
 
-// run serves the connection to its end.
+// run serves the connection to its end. What panics in it ends it, and nothing else.
 func (c *conn) run() {
-	c.tasks.Go(func() {
+	if c.guard(c.serve) {
+		return
+	}
+	c.guard(c.subs.endAll) // it hears nothing any more
+	c.tasks.Wait()
+}
+
+// guard runs f and reports whether it returned; after a panic the connection is cut off.
+func (c *conn) guard(f func()) (returned bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.log.Error("connection failed", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			c.cut()
+		}
+	}()
+	f()
+	return true
+}
+
+// task runs f in a goroutine of the connection, which waits for it at its end.
+func (c *conn) task(f func()) {
+	c.tasks.Go(func() { c.guard(f) })
+}
+
+func (c *conn) serve() {
+	c.task(func() {
 		c.writerErr = c.box.write(c.nc)
 		if c.writerErr != nil {
 			c.halt()
@@ -162,20 +191,25 @@ func (c *conn) handleAll(cmd *line.Command) error {
 			if c.quit {
 				return nil
 			}
+			if !publishes(cmd.Verb) { // what it says may be long
+				break
+			}
 		}
 	}
 }
 
-// commandsPerLook is how many commands are handled between two looks at what waits for the peer.
+// commandsPerLook is how many publishes are handled between two looks at what waits for the peer.
 const commandsPerLook = 64
+
+// publishes reports whether v publishes records one by one.
+func publishes(v line.Verb) bool { return v == line.Pub || v == line.HPub || v == line.Send }
 
 // handle answers one command, or queues it.
 func (c *conn) handle(cmd *line.Command) {
 	if c.poll != nil && cmd.Verb != line.Pong {
 		c.endPoll()
 	}
-	switch cmd.Verb {
-	case line.Pub, line.HPub, line.Send:
+	if publishes(cmd.Verb) {
 		c.handlePublish(cmd)
 		return
 	}
@@ -187,7 +221,7 @@ func (c *conn) handle(cmd *line.Command) {
 	}
 	switch cmd.Verb {
 	case line.Ping:
-		c.box.say(func(dst []byte) []byte { return append(dst, "PONG\r\n"...) })
+		c.handlePing()
 	case line.Pong, line.OK, line.Err, line.Info:
 		// A PONG is a sign of life, as everything is that comes; the others NATS servers take too.
 	case line.Connect:
@@ -198,6 +232,8 @@ func (c *conn) handle(cmd *line.Command) {
 		c.handleUnsub(cmd)
 	case line.Get:
 		c.handleGet(cmd)
+	case line.Plugin:
+		c.handlePlugin(cmd)
 	case line.Topic:
 		c.handleTopic(cmd)
 	case line.Produce:
@@ -213,6 +249,18 @@ func (c *conn) handle(cmd *line.Command) {
 	case line.Quit:
 		c.quit = true
 	}
+}
+
+func (c *conn) handlePing() {
+	news := c.opt.news
+	c.opt.news = false
+	c.box.say(func(dst []byte) []byte {
+		dst = append(dst, "PONG\r\n"...)
+		if news {
+			dst = c.appendInfoOf(dst, connected)
+		}
+		return dst
+	})
 }
 
 // fail is the answer to a command that was refused. Verbs of NATS answer only on a verbose connection; off it, their

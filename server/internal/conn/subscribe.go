@@ -3,6 +3,7 @@ package conn
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"github.com/trunkline-mq/trunkline/server/internal/broker"
 	"github.com/trunkline-mq/trunkline/server/internal/cursor"
 	"github.com/trunkline-mq/trunkline/server/internal/live"
+	part "github.com/trunkline-mq/trunkline/server/internal/partition"
 )
 
 // subscriptions are a connection's, by sid.
@@ -32,7 +34,8 @@ type subscription struct {
 	conn  *conn
 	sid   []byte
 	addr  address.Address // its slices are the subscription's own
-	name  string          // the subject, as it was subscribed to
+	asked string          // the address, as it was subscribed to
+	name  string          // its subject
 	group string
 	heard *live.Sub     // among those who hear live subjects; nil: the address means a topic
 	waits *live.Sub     // among those who wait for topics; nil: no topic can match
@@ -52,7 +55,26 @@ type subscription struct {
 type feed struct {
 	topic *broker.Topic
 	done  chan struct{} // closed when nothing more of it comes
+
+	// Guarded by conn.box.mu, of a connection that does not want to hear itself: what it published and the feed has
+	// not passed yet, by partition, in order.
+	hidden map[partition.ID][]span
+	spans  int  // in hidden
+	behind bool // too many: the connection reads no more commands until the feed has passed some
 }
+
+// span is the half-open range of offsets of records that are the connection's own.
+type span struct{ from, to record.Offset }
+
+// mine are the feeds that pass by what their connection publishes, by the id of their topic. Guarded by outbox.mu.
+type mine struct {
+	deaf   map[string][]*feed
+	behind int // feeds that are
+}
+
+// spansMax bounds what a feed has to remember. Ranges that follow each other are one: only a feed that is far behind, on a
+// topic that others publish to at the same time, comes near it.
+const spansMax = 1 << 14
 
 // handleSub starts a subscription. Topics that exist are read from now on, or from the address's position; those that
 // appear later, from their first record.
@@ -71,7 +93,7 @@ func (c *conn) handleSub(cmd *line.Command) {
 		c.ok()
 		return
 	}
-	if limit := c.srv.opt.Subscriptions; limit > 0 && count >= limit {
+	if limit := c.srv.tuned.Load().Subscriptions; limit > 0 && count >= limit {
 		c.refuseSub(cmd, limit)
 		return
 	}
@@ -107,7 +129,7 @@ func (c *conn) subscribe(sub *subscription) *errcode.Error {
 		if faults[i] != nil && !address.HasWildcard(sub.addr.Topic) {
 			return faults[i]
 		}
-		feeds[i] = &feed{topic: t, done: make(chan struct{})}
+		feeds[i] = sub.newFeed(t)
 		sub.feeds[t.Meta.Name] = feeds[i]
 	}
 	c.subs.put(sub)
@@ -124,7 +146,7 @@ func (c *conn) subscribe(sub *subscription) *errcode.Error {
 	for i, f := range feeds {
 		if faults[i] != nil {
 			sub.async(faults[i])
-			close(f.done)
+			sub.endFeed(f)
 			continue
 		}
 		sub.start(f, nil, cursors[i])
@@ -154,7 +176,7 @@ func (c *conn) newSubscription(cmd *line.Command) (*subscription, *errcode.Error
 		return nil, errcode.From(err, errcode.BadAddress)
 	}
 	s := &subscription{
-		conn: c, sid: append([]byte(nil), cmd.Args[n-1]...), addr: addr, name: string(addr.Topic),
+		conn: c, sid: append([]byte(nil), cmd.Args[n-1]...), addr: addr, asked: string(field), name: string(addr.Topic),
 		stop: make(chan struct{}), feeds: make(map[string]*feed),
 	}
 	s.f = framer{opt: c.opt, sid: s.sid}
@@ -206,7 +228,7 @@ func neverTopic(pattern string, patterns []string) bool {
 	return false
 }
 
-// matching returns the topics that the subscription is for and that exist now.
+// matching returns the topics that the subscription is for and that exist now, by name.
 func (s *subscription) matching() []*broker.Topic {
 	if s.waits == nil {
 		return nil
@@ -224,6 +246,7 @@ func (s *subscription) matching() []*broker.Topic {
 			found = append(found, t)
 		}
 	}
+	slices.SortFunc(found, func(a, b *broker.Topic) int { return strings.Compare(a.Meta.Name, b.Meta.Name) })
 	return found
 }
 
@@ -341,7 +364,7 @@ func (s *subscription) appear(t *broker.Topic) {
 		s.mu.Unlock()
 		return
 	}
-	f := &feed{topic: t, done: make(chan struct{})}
+	f := s.newFeed(t)
 	s.feeds[t.Meta.Name] = f
 	s.mu.Unlock()
 	s.start(f, before, nil)
@@ -353,10 +376,11 @@ func (s *subscription) start(f, before *feed, cursors []cursor.Cursor) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over {
+		s.endFeed(f)
 		return
 	}
-	s.conn.tasks.Go(func() {
-		defer close(f.done)
+	s.conn.task(func() {
+		defer s.endFeed(f)
 		if before != nil {
 			select {
 			case <-before.done:
@@ -364,12 +388,106 @@ func (s *subscription) start(f, before *feed, cursors []cursor.Cursor) {
 				return
 			}
 		}
-		s.run(f.topic, cursors)
+		s.run(f, cursors)
 	})
 }
 
+// newFeed returns a feed that hides, from now on, what its connection publishes, if that was asked for.
+func (s *subscription) newFeed(t *broker.Topic) *feed {
+	f := &feed{topic: t, done: make(chan struct{})}
+	if s.f.opt.echo {
+		return f
+	}
+	f.hidden = make(map[partition.ID][]span)
+	b := s.conn.box
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.deaf == nil {
+		b.deaf = make(map[string][]*feed)
+	}
+	b.deaf[t.Meta.ID] = append(b.deaf[t.Meta.ID], f)
+	return f
+}
+
+// endFeed says that nothing more of a feed comes.
+func (s *subscription) endFeed(f *feed) {
+	if f.hidden != nil {
+		s.conn.box.forget(f)
+	}
+	close(f.done)
+}
+
+func (b *outbox) forget(f *feed) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	id := f.topic.Meta.ID
+	if b.deaf[id] = slices.DeleteFunc(b.deaf[id], func(x *feed) bool { return x == f }); len(b.deaf[id]) == 0 {
+		delete(b.deaf, id)
+	}
+	f.spans = 0
+	b.lookBehindLocked(f)
+}
+
+// hide keeps n records from base on from the connection's own feeds. It is called before anybody can read them.
+func (b *outbox) hide(p *part.Partition, base record.Offset, n int32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	to := base + record.Offset(n)
+	for _, f := range b.deaf[p.Name.TopicID] {
+		list := f.hidden[p.Name.ID]
+		if last := len(list) - 1; last >= 0 && list[last].to == base {
+			list[last].to = to
+			continue
+		}
+		f.hidden[p.Name.ID] = append(list, span{base, to})
+		f.spans++
+		b.lookBehindLocked(f)
+	}
+}
+
+// hidesLocked reports whether a record is the connection's own. The feed asks in the order of offsets.
+func (b *outbox) hidesLocked(f *feed, id partition.ID, off record.Offset) bool {
+	list := f.hidden[id]
+	for len(list) > 0 && list[0].to <= off {
+		list = list[1:]
+		f.hidden[id] = list
+		f.spans--
+		b.lookBehindLocked(f)
+	}
+	return len(list) > 0 && list[0].from <= off
+}
+
+func (b *outbox) lookBehindLocked(f *feed) {
+	switch {
+	case !f.behind && f.spans > spansMax:
+		f.behind = true
+		b.behind++
+	case f.behind && f.spans <= spansMax/2:
+		f.behind = false
+		b.behind--
+		b.freeLocked()
+	}
+}
+
+// meet starts the feeds of a topic to which the connection is about to publish, before it does: they are to know which
+// records are its own.
+func (l *subscriptions) meet(t *broker.Topic) {
+	l.mu.Lock()
+	var want []*subscription
+	for _, s := range l.all {
+		if s.waits != nil && s.group == "" && address.Match(s.name, []byte(t.Meta.Name)) {
+			want = append(want, s)
+		}
+	}
+	l.mu.Unlock()
+	for _, s := range want {
+		s.appear(t)
+	}
+}
+
 // run delivers a topic until it is gone, or the subscription ends.
-func (s *subscription) run(topic *broker.Topic, cursors []cursor.Cursor) {
+func (s *subscription) run(f *feed, cursors []cursor.Cursor) {
+	topic := f.topic
 	if cursors == nil {
 		var err *errcode.Error
 		if cursors, err = s.conn.cursors(topic, &s.addr, address.Earliest, time.Now().UnixMilli()); err != nil {
@@ -377,14 +495,15 @@ func (s *subscription) run(topic *broker.Topic, cursors []cursor.Cursor) {
 			return
 		}
 	}
-	if s.follow(topic, cursors) && !s.f.opt.nats {
+	if s.follow(f, cursors) && !s.f.opt.nats {
 		s.async(errcode.New(errcode.TopicDeleted, fmt.Sprintf("topic %s was deleted", topic.Meta.Name), "the subscription waits for it to come back"))
 	}
 }
 
 // follow delivers from the cursors until the topic is gone (true) or the subscription ended (false). Partitions that the
 // topic grows by are read from their first record.
-func (s *subscription) follow(topic *broker.Topic, cursors []cursor.Cursor) bool {
+func (s *subscription) follow(f *feed, cursors []cursor.Cursor) bool {
+	topic := f.topic
 	wake := make(chan struct{}, 1) // one element: something may have come
 	for i := range cursors {
 		cursors[i].Partition().Watch(wake)
@@ -396,7 +515,7 @@ func (s *subscription) follow(topic *broker.Topic, cursors []cursor.Cursor) bool
 	}()
 	for {
 		for i := range cursors {
-			if !s.drain(&cursors[i]) {
+			if !s.drain(f, &cursors[i]) {
 				return false
 			}
 		}
@@ -434,52 +553,73 @@ func (s *subscription) grow(cursors []cursor.Cursor, topic, grown *broker.Topic,
 }
 
 // drain delivers what is visible in one partition. Damage is reported and passed over.
-func (s *subscription) drain(cur *cursor.Cursor) bool {
+func (s *subscription) drain(f *feed, cur *cursor.Cursor) bool {
 	end := cur.Partition().HighWatermark()
 	var r record.Record
 	for {
-		if !s.conn.box.waitRoom(s.stop) {
-			return false
+		if !s.conn.box.hasRoom() {
+			cur.Rest() // a connection may have any number of these: only what it reads now is held in memory
+			if !s.conn.box.waitRoom(s.stop) {
+				return false
+			}
 		}
 		off, ok, err := cur.Record(s.conn.ctx, end, &r)
-		var damage *lend.CorruptError
 		switch {
 		case s.conn.ctx.Err() != nil:
 			return false
-		case errors.As(err, &damage):
-			s.async(cursor.ReadFailed(cur.Partition(), err))
-			cur.Skip(s.conn.ctx)
-		case errors.Is(err, storage.ErrOffsetOutOfRange) && cur.Partition().Log().Stats().LogStart > cur.Offset():
-			s.async(cursor.ReadFailed(cur.Partition(), err)) // trimmed meanwhile: it goes on where the log begins now
-			cur.Advance(cur.Partition().Log().Stats().LogStart)
-		case err != nil:
-			s.async(cursor.ReadFailed(cur.Partition(), err))
+		case err != nil && !s.overcome(cur, err):
 			return true // tried again when the partition moves
+		case err != nil:
+			end = cur.Partition().HighWatermark() // it may be lower now
 		case !ok:
 			return true
-		case !s.deliver(cur, off, &r):
+		case !s.deliver(f, cur, off, &r):
 			return false
 		}
 	}
 }
 
-// deliver sends one record, unless the subscription has ended.
-func (s *subscription) deliver(cur *cursor.Cursor, off record.Offset, r *record.Record) bool {
-	b := s.conn.box
-	b.mu.Lock()
-	if s.ended || b.shut {
-		b.mu.Unlock()
+// overcome reports a failure to read, and whether the cursor could be moved on to where reading may go on.
+func (s *subscription) overcome(cur *cursor.Cursor, err error) bool {
+	s.async(cursor.ReadFailed(cur.Partition(), err))
+	var damage *lend.CorruptError
+	var fell *part.FellError
+	switch start := cur.Partition().Log().Stats().LogStart; {
+	case errors.As(err, &fell): // the log is shorter: what was delivered beyond its end is gone
+	case errors.As(err, &damage):
+		cur.Skip(s.conn.ctx)
+	case errors.Is(err, storage.ErrOffsetOutOfRange) && start > cur.Offset(): // trimmed meanwhile
+		cur.Advance(start)
+	default:
 		return false
 	}
-	_, last := s.quota.Claim()
-	s.ended = last
-	b.buf = s.f.append(b.buf, cur.Partition(), off, r)
-	b.ready.Signal()
-	b.mu.Unlock()
+	return true
+}
+
+// deliver sends one record, unless the subscription has ended.
+func (s *subscription) deliver(f *feed, cur *cursor.Cursor, off record.Offset, r *record.Record) bool {
+	taken, last := s.write(f, cur, off, r)
 	if last {
 		s.forget()
 	}
-	return !last
+	return taken && !last
+}
+
+func (s *subscription) write(f *feed, cur *cursor.Cursor, off record.Offset, r *record.Record) (taken, last bool) {
+	b := s.conn.box
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.ended || b.shut {
+		return false, false
+	}
+	if f.hidden != nil && b.hidesLocked(f, cur.Partition().Name.ID, off) {
+		return true, false
+	}
+	_, last = s.quota.Claim()
+	s.ended = last
+	b.buf = s.f.append(b.buf, cur.Partition(), off, r)
+	b.ready.Signal()
+	return true, last
 }
 
 // async tells the client what happened to the subscription. NATS libraries close themselves on texts they do not know,
@@ -487,12 +627,12 @@ func (s *subscription) deliver(cur *cursor.Cursor, off record.Offset, r *record.
 func (s *subscription) async(e *errcode.Error) {
 	box := s.conn.box
 	if s.f.opt.nats {
-		text := fmt.Sprintf("Permissions Violation for Subscription to %q (%s: %s)", s.name, e.Code, e.Text())
+		text := fmt.Sprintf("Permissions Violation for Subscription to %q (%s: %s)", s.asked, e.Code, e.Text())
 		if s.group != "" {
-			text = fmt.Sprintf("Permissions Violation for Subscription to %q using queue %q (%s: %s)", s.name, s.group, e.Code, e.Text())
+			text = fmt.Sprintf("Permissions Violation for Subscription to %q using queue %q (%s: %s)", s.asked, s.group, e.Code, e.Text())
 		}
 		box.frame(func(dst []byte) []byte { return line.AppendNATSErr(dst, text) })
 		return
 	}
-	box.frame(func(dst []byte) []byte { return line.AppendAsyncErr(dst, e, "SUB "+s.name) })
+	box.frame(func(dst []byte) []byte { return line.AppendAsyncErr(dst, e, "SUB "+s.asked) })
 }

@@ -131,6 +131,9 @@ func takeSetting(arg []byte, ask *broker.NewTopic) *errcode.Error {
 	case key == "partitioner":
 		ask.Partitioner = value
 		return badPartitioner(value)
+	case key == "storage":
+		ask.Storage = value
+		return badStore(value)
 	case key != "partitions":
 		return ask.Set.Set(key, value)
 	}
@@ -139,7 +142,7 @@ func takeSetting(arg []byte, ask *broker.NewTopic) *errcode.Error {
 }
 
 func partitionCount(value string) (int32, *errcode.Error) {
-	n, err := strconv.ParseInt(value, 10, 32)
+	n, err := strconv.ParseUint(value, 10, 31) // digits only
 	if err != nil || n < 1 || n > partition.CountMax {
 		return 0, errcode.New(errcode.BadSetting, fmt.Sprintf("partitions=%s is out of range", clip([]byte(value))),
 			fmt.Sprintf("choose 1 to %d", partition.CountMax))
@@ -153,6 +156,14 @@ func badPartitioner(name string) *errcode.Error {
 		return nil
 	}
 	return errcode.New(errcode.BadSetting, "partitioner= names none", "leave it out for the default one")
+}
+
+// badStore refuses the empty name, as badPartitioner does.
+func badStore(name string) *errcode.Error {
+	if name != "" {
+		return nil
+	}
+	return errcode.New(errcode.BadSetting, "storage= names none", "leave it out for the default one")
 }
 
 func cutSetting(arg []byte) (key, value string, _ *errcode.Error) {
@@ -202,8 +213,8 @@ func alteration(args [][]byte) (a broker.Alteration, _ *errcode.Error) {
 			a.AcceptReorder = value == "true"
 		case key == "accept_reorder":
 			err = errcode.New(errcode.BadSetting, fmt.Sprintf("accept_reorder=%s is out of range", clip([]byte(value))), "choose true or false")
-		case key == "adopt":
-			err = errcode.New(errcode.BadSetting, "adopt cannot be altered", "it is chosen when the topic is created")
+		case key == "adopt" || key == "storage":
+			err = errcode.New(errcode.BadSetting, key+" cannot be altered", "it is chosen when the topic is created")
 		default:
 			settings = append(settings, change{key, value})
 		}
@@ -300,7 +311,7 @@ func (c *conn) describe(t *broker.Topic, extents bool) topicJSON {
 		Settings: t.Set.Show(),
 	}
 	j.Settings["partitions"], j.Settings["replicas"] = t.Meta.Partitions, 1
-	j.Settings["partitioner"], j.Settings["storage"] = t.Meta.Plan.By(), broker.StorageName
+	j.Settings["partitioner"], j.Settings["storage"] = t.Meta.Plan.By(), t.Meta.Store()
 	for i := range t.Meta.Partitions {
 		p := partitionJSON{Partition: i, Leader: me, Epoch: int32(t.Meta.Epochs[i]), Replicas: []int{me}, ISR: []int{me}}
 		served, fault := t.Partition(partition.ID(i))

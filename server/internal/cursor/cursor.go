@@ -23,14 +23,17 @@ import (
 // Cursor walks one partition.
 type Cursor struct {
 	part   *partition.Partition
-	reader *lend.Reader // nil before the first read, and after the log was re-opened
+	reader partition.Reader // nil before the first read, and after the log was re-opened
 	next   record.Offset
+	falls  uint64 // of the partition, when the cursor last looked
 	batch  codec.Reader
 	in     bool // batch is being walked
 }
 
 // New returns a cursor whose first record is the one at offset next, or the first one after it.
-func New(p *partition.Partition, next record.Offset) Cursor { return Cursor{part: p, next: next} }
+func New(p *partition.Partition, next record.Offset) Cursor {
+	return Cursor{part: p, next: next, falls: p.Falls()}
+}
 
 // Partition is what the cursor walks.
 func (c *Cursor) Partition() *partition.Partition { return c.part }
@@ -39,8 +42,15 @@ func (c *Cursor) Partition() *partition.Partition { return c.part }
 func (c *Cursor) Offset() record.Offset { return c.next }
 
 // Record returns the next record below the high watermark, and false where there is none now. It aliases the cursor's
-// buffer until the next call.
+// buffer until the next call. A *partition.FellError comes once, where the log has become shorter than what the cursor
+// has passed; then it stands at the log's end.
 func (c *Cursor) Record(ctx context.Context, end record.Offset, r *record.Record) (record.Offset, bool, error) {
+	if n := c.part.Falls(); n != c.falls {
+		if err := c.fall(n); err != nil {
+			return 0, false, err
+		}
+		end = min(end, c.part.HighWatermark())
+	}
 	for {
 		if c.in {
 			off, ok := c.batch.Next(r)
@@ -65,12 +75,36 @@ func (c *Cursor) Record(ctx context.Context, end record.Offset, r *record.Record
 				c.reader.Idle()
 			}
 			c.batch.Close()
-			return 0, false, nil
+			return 0, false, c.beyond()
 		}
 		if err := c.fetch(ctx, end); err != nil {
 			return 0, false, err
 		}
 	}
+}
+
+// fall looks at what has become of the log since the cursor last looked. What was read before is void.
+func (c *Cursor) fall(n uint64) error {
+	end, _ := c.part.FellSince(c.falls)
+	c.falls = n
+	c.Rest()
+	if c.next <= end {
+		return nil
+	}
+	err := &partition.FellError{Partition: c.part.Name, End: end, Stood: c.next}
+	c.next = end
+	return err
+}
+
+// beyond is for a cursor that was made just when the log became shorter.
+func (c *Cursor) beyond() error {
+	hw := c.part.HighWatermark()
+	if c.next <= hw {
+		return nil
+	}
+	err := &partition.FellError{Partition: c.part.Name, End: hw, Stood: c.next}
+	c.next = hw
+	return err
 }
 
 func (c *Cursor) fetch(ctx context.Context, end record.Offset) error {
@@ -101,6 +135,15 @@ func (c *Cursor) fetch(ctx context.Context, end record.Offset) error {
 	return nil
 }
 
+// Rest gives back the memory in which the cursor reads, until it goes on. What Record returned before is void.
+func (c *Cursor) Rest() {
+	if c.reader != nil {
+		c.reader.Idle()
+	}
+	c.batch.Close()
+	c.reader, c.in = nil, false
+}
+
 // Advance moves on to off, if that is ahead: what lay before is gone.
 func (c *Cursor) Advance(off record.Offset) {
 	if off > c.next {
@@ -120,7 +163,7 @@ func (c *Cursor) Skip(ctx context.Context) {
 func Seek(ctx context.Context, p *partition.Partition, pos address.Position, none address.PositionKind, nowMS int64) (record.Offset, *errcode.Error) {
 	stats, end := p.Log().Stats(), p.HighWatermark()
 	if stats.Down != nil {
-		return 0, errcode.Wrap(errcode.StorageUnavailable, stats.Down, fmt.Sprintf("%s cannot be read now", p.Name), "try again")
+		return 0, errcode.Wrap(errcode.StorageUnavailable, stats.Down, fmt.Sprintf("%s cannot be read now", p.Address()), "try again")
 	}
 	if pos.Kind == address.None {
 		pos.Kind = none
@@ -136,7 +179,7 @@ func Seek(ctx context.Context, p *partition.Partition, pos address.Position, non
 		if off := record.Offset(pos.N); off >= stats.LogStart && off <= end {
 			return off, nil
 		}
-		return 0, errcode.New(errcode.OffsetOutOfRange, fmt.Sprintf("%s holds offsets %d to %d, not %d", p.Name, stats.LogStart, end, pos.N),
+		return 0, errcode.New(errcode.OffsetOutOfRange, fmt.Sprintf("%s holds offsets %d to %d, not %d", p.Address(), stats.LogStart, end, pos.N),
 			"read from one of these, or from @earliest or @latest")
 	case address.Ago:
 		return seekTime(ctx, p, nowMS-pos.Ago.Milliseconds(), end)
@@ -169,13 +212,19 @@ func seekTime(ctx context.Context, p *partition.Partition, ms int64, end record.
 // ReadFailed gives a failed read its code.
 func ReadFailed(p *partition.Partition, err error) *errcode.Error {
 	var damage *lend.CorruptError
+	var fell *partition.FellError
 	switch {
+	case errors.As(err, &fell):
+		end := address.AppendAddress(nil, p.Name.Topic, p.Name.ID, fell.End)
+		return errcode.Wrap(errcode.OffsetOutOfRange, err,
+			fmt.Sprintf("%s ends there since its disk failed; offsets %d to %d were not synced and are gone", end, fell.End, fell.Stood-1),
+			fmt.Sprintf("go on at %s", end))
 	case errors.As(err, &damage):
 		return errcode.Wrap(errcode.Corrupt, err,
 			fmt.Sprintf("%s is damaged", address.AppendAddress(nil, p.Name.Topic, p.Name.ID, damage.Offset)),
 			"read from a later offset")
 	case errors.Is(err, storage.ErrOffsetOutOfRange):
-		return errcode.Wrap(errcode.OffsetOutOfRange, err, fmt.Sprintf("%s does not hold that offset", p.Name), "read from @earliest or @latest")
+		return errcode.Wrap(errcode.OffsetOutOfRange, err, fmt.Sprintf("%s does not hold that offset", p.Address()), "read from @earliest or @latest")
 	}
-	return errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("%s cannot be read now", p.Name), "try again")
+	return errcode.Wrap(errcode.StorageUnavailable, err, fmt.Sprintf("%s cannot be read now", p.Address()), "try again")
 }

@@ -35,8 +35,9 @@ type Dir struct {
 }
 
 // Open makes the directory where it is missing, locks it, and reads or writes its identity. It waits ten seconds for
-// another server to let go. The error says what is wrong and what to do.
-func Open(ctx context.Context, path string, brokerID int) (*Dir, error) {
+// another server to let go, and says at once, once, to waiting who has the lock. The error says what is wrong and what to
+// do.
+func Open(ctx context.Context, path string, brokerID int, waiting func(holder string)) (*Dir, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s: %w", path, err)
@@ -44,7 +45,7 @@ func Open(ctx context.Context, path string, brokerID int) (*Dir, error) {
 	if err := os.MkdirAll(abs, 0o750); err != nil {
 		return nil, explain(abs, err)
 	}
-	lock, err := acquire(ctx, filepath.Join(abs, "LOCK"))
+	lock, err := acquire(ctx, filepath.Join(abs, "LOCK"), waiting)
 	if err != nil {
 		return nil, err
 	}
@@ -68,9 +69,10 @@ func explain(path string, err error) error {
 
 // acquire locks the file at path. The file is never unlinked; the inode is checked after locking, because somebody else
 // may have replaced it meanwhile.
-func acquire(ctx context.Context, path string) (*os.File, error) {
+func acquire(ctx context.Context, path string, waiting func(holder string)) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
+	told := false
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o640)
 		if err != nil {
@@ -89,6 +91,10 @@ func acquire(ctx context.Context, path string) (*os.File, error) {
 		}
 		holder := readPID(f)
 		_ = f.Close()
+		if !told {
+			told = true
+			waiting(holder)
+		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("data directory %s is in use by another server (%s) or by its plugins: stop it, or choose another with --data",

@@ -24,6 +24,7 @@ var layers = map[string][]string{
 	"protocol/kafkalog":                {"protocol/partition", "protocol/record"},
 	"protocol/address":                 {"protocol/errcode", "protocol/partition", "protocol/record"},
 	"protocol/line":                    {"protocol/errcode", "protocol/record"},
+	"protocol/storeframe":              {"protocol/record"},
 	"protocol/jetstream":               {"protocol/errcode", "protocol/partition", "protocol/record"},
 	"protocol/pluginpb/storage/v1":     {},
 	"protocol/pluginpb/partitioner/v1": {},
@@ -33,6 +34,7 @@ var layers = map[string][]string{
 	"plugins/internal/vfs/faultfs": {"plugins/internal/vfs"},
 	"plugins/internal/vfs/crashfs": {"plugins/internal/vfs"},
 	"plugins/internal/handshake":   {},
+	"plugins/internal/retention":   {},
 	"plugins/storage":              {"protocol"},
 	"plugins/partitioner":          {"protocol"},
 	"plugins/metadata":             {"protocol"},
@@ -43,41 +45,49 @@ var layers = map[string][]string{
 	"plugins/metadata/metadatarpc":       {"plugins/metadata", "protocol"},
 
 	// What ships is written as a third party's plugin is: contract, protocol, and a file system.
-	"plugins/storage/filelog":        {"plugins/storage", "protocol", "plugins/internal/vfs"},
-	"plugins/partitioner/crc32":      {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
-	"plugins/partitioner/fnv1a":      {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
-	"plugins/partitioner/jump":       {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
-	"plugins/partitioner/murmur2":    {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
-	"plugins/partitioner/roundrobin": {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
-	"plugins/partitioner/sticky":     {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
-	"plugins/metadata/embedded":      {"plugins/metadata", "protocol", "plugins/internal/vfs"},
-	"plugins/metadata/zookeeper":     {"plugins/metadata", "protocol", "plugins/internal/vfs"},
+	"plugins/storage/filelog":    {"plugins/storage", "protocol", "plugins/internal/vfs", "plugins/internal/retention"},
+	"plugins/storage/archive":    {"plugins/storage", "protocol", "plugins/internal/vfs", "plugins/internal/retention"},
+	"plugins/storage/memory":     {"plugins/storage", "protocol", "plugins/internal/vfs"},
+	"plugins/partitioner/jump":   {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
+	"plugins/partitioner/stated": {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
+	"plugins/metadata/embedded":  {"plugins/metadata", "protocol", "plugins/internal/vfs"},
+	"plugins/metadata/zookeeper": {"plugins/metadata", "protocol", "plugins/internal/vfs"},
 
-	"plugins/storage/storagetest":         {"plugins/storage", "protocol", "plugins/internal/vfs"},
+	"plugins/storage/storagetest":         {"plugins/storage", "plugins/storage/stream", "protocol", "plugins/internal/vfs"},
 	"plugins/partitioner/partitionertest": {"plugins/partitioner", "protocol"},
 	"plugins/metadata/metadatatest":       {"plugins/metadata", "protocol"},
 	// It runs servers and knows no client; tests of the whole server use it, too.
 	"plugins/metadata/zookeeper/zookeepertest": {},
 
 	"plugins/storage/lend": {"plugins/storage", "plugins/internal/vfs", "protocol"},
-	"plugins/host":         {"plugins/internal/handshake"},
-	"plugins/sdk":          {"plugins", "protocol"},
+	// It answers lend's errors: who reads and writes a log need not know which kind it is.
+	"plugins/storage/stream":       {"plugins/storage", "plugins/storage/lend", "protocol"},
+	"plugins/host":                 {"plugins/internal/handshake"},
+	"plugins/sdk":                  {"plugins", "protocol"},
+	"plugins/sdk/examples/prefix":  {"plugins", "protocol"}, // a module of its own
+	"plugins/sdk/examples/onefile": {"plugins", "protocol"},
+	"plugins/sdk/plugintest":       {"plugins", "protocol"},
 
 	"clients/internal/scripted": {},
 	"clients/go":                {"protocol", "clients/internal"},
-	"clients/cli":               {"protocol", "clients/go", "clients/internal"},
+	"clients/go/tlfake":         {"protocol"},
+	"clients/cli":               {"protocol", "clients/go", "clients/cli", "clients/internal"},
+	"clients/cli/format":        {"protocol", "clients/go"},
+	"clients/cli/measure":       {"clients/go"},
+	"clients/cli/profile":       {},
 
 	"server/internal/lint":      {},
 	"server/internal/config":    {"protocol"},
 	"server/internal/datadir":   {},
 	"server/internal/httpd":     {},
+	"server/internal/console":   {},
 	"server/internal/catalog":   {"plugins/metadata", "protocol"},
 	"server/internal/setting":   {"protocol"},
 	"server/internal/live":      {},
-	"server/internal/partition": {"plugins/storage", "plugins/storage/lend", "protocol"},
+	"server/internal/partition": {"plugins/storage", "plugins/storage/lend", "plugins/storage/stream", "protocol"},
 	"server/internal/cursor":    {"plugins/storage", "plugins/storage/lend", "protocol", "server/internal/partition"},
 	"server/internal/broker": {"plugins/host", "plugins/metadata", "plugins/metadata/metadatarpc", "plugins/partitioner", "plugins/partitioner/partitionerrpc",
-		"plugins/storage", "plugins/storage/lend", "plugins/storage/storagerpc", "protocol", "server/internal/catalog", "server/internal/datadir", "server/internal/partition", "server/internal/setting"},
+		"plugins/storage", "plugins/storage/lend", "plugins/storage/storagerpc", "plugins/storage/stream", "protocol", "server/internal/catalog", "server/internal/datadir", "server/internal/partition", "server/internal/setting"},
 	"server/internal/conn": {"plugins/storage", "plugins/storage/lend", "protocol", "server/internal/broker", "server/internal/cursor", "server/internal/live", "server/internal/partition",
 		"server/internal/setting"},
 	// The server's main composes, and is the only one that names implementations.
@@ -86,8 +96,8 @@ var layers = map[string][]string{
 }
 
 // implementations are reached through their contract by everyone but who composes.
-var implementations = []string{"plugins/storage/filelog", "plugins/partitioner/crc32", "plugins/partitioner/fnv1a", "plugins/partitioner/jump",
-	"plugins/partitioner/murmur2", "plugins/partitioner/roundrobin", "plugins/partitioner/sticky", "plugins/metadata/embedded",
+var implementations = []string{"plugins/storage/filelog", "plugins/storage/memory", "plugins/storage/archive", "plugins/partitioner/jump",
+	"plugins/partitioner/stated", "plugins/metadata/embedded",
 	"plugins/metadata/zookeeper"}
 
 // knows says which packages may import a module, beside tests. An entry ending in * is a beginning, one beginning with *

@@ -100,8 +100,12 @@ func (r *Router) Remove(s *Sub) {
 	r.version.Add(1)
 }
 
-// cacheMax bounds what a Cache remembers: a publisher of more subjects than that looks them up again.
-const cacheMax = 1024
+const (
+	// cacheMax bounds what a Cache remembers: a publisher of more subjects than that looks them up again.
+	cacheMax = 1024
+	// cacheBytesMax is the longest subject that is remembered: others cost a look-up each time, and no memory.
+	cacheBytesMax = 256
+)
 
 // Cache is what one publisher remembers of its look-ups. The zero value is empty; it is not safe for concurrent use.
 type Cache struct {
@@ -118,6 +122,9 @@ type entry struct {
 func (r *Router) Publish(c *Cache, m *Message) int {
 	if r.count.Load() == 0 {
 		return 0
+	}
+	if len(m.Subject) > cacheBytesMax {
+		return r.PublishOnce(c, m)
 	}
 	e := c.known[string(m.Subject)]
 	if e == nil {
@@ -171,10 +178,14 @@ func (r *Router) find(subject []byte, m *matches) {
 	if hasEmptyToken(subject) {
 		return
 	}
-	r.mu.RLock()
-	r.root.match(subject, m)
-	r.mu.RUnlock()
+	r.match(subject, m)
 	m.sortGroups()
+}
+
+func (r *Router) match(subject []byte, m *matches) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	r.root.match(subject, m)
 }
 
 func (m *matches) deliver(msg *Message) int {

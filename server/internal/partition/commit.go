@@ -85,7 +85,8 @@ func (p *Partition) commit(g *group) {
 		g.settle(Outcome{Err: p.failure(err)})
 		return
 	}
-	p.hw.Store(int64(out.Next))
+	g.place(base)
+	p.raise(out.Next)
 	g.settle(Outcome{Base: base, Durability: p.durability(out.Next)})
 	p.watch.wake()
 }
@@ -116,7 +117,7 @@ func (p *Partition) failure(err error) *errcode.Error {
 	var full *lend.FullError
 	switch {
 	case errors.As(err, &full):
-		return errcode.Wrap(errcode.StorageFull, err, fmt.Sprintf("the disk has no room for %s", p.Address()),
+		return errcode.Wrap(errcode.StorageFull, err, fmt.Sprintf("there is no room for %s", p.Address()),
 			"nothing was written; free space, then try again")
 	case errors.Is(err, lend.ErrUnknown):
 		return errcode.Wrap(errcode.StorageUnknown, err, fmt.Sprintf("writing to %s failed on the way to the disk", p.Address()),
@@ -144,6 +145,6 @@ func (p *Partition) reuse(g *group) {
 }
 
 // Records walks the log from off on, as a reader at the tail or behind it.
-func (p *Partition) Records(ctx context.Context, off record.Offset) (*lend.Reader, error) {
-	return p.log.NewReader(ctx, off)
+func (p *Partition) Records(ctx context.Context, off record.Offset) (Reader, error) {
+	return p.log.Reader(ctx, off)
 }

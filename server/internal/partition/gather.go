@@ -23,6 +23,12 @@ type Claimant interface {
 	Settled(o Outcome)
 }
 
+// Placer is a Claimant that wants to know where its records lie before anybody can read them. Placed is called at most
+// once, before Settled, under the same terms; it is not called where nothing was written.
+type Placer interface {
+	Placed(base record.Offset, n int32)
+}
+
 // Outcome is what became of a run: its N records have offsets [Base, Base+N) and are as durable as it says, or all
 // failed with Err.
 type Outcome struct {
@@ -53,6 +59,17 @@ func (g *group) size() int {
 type claim struct {
 	who Claimant
 	n   int32
+}
+
+// place tells the claimants that want to know it where their records lie.
+func (g *group) place(base record.Offset) {
+	for i := range g.claims {
+		c := &g.claims[i]
+		if p, ok := c.who.(Placer); ok {
+			p.Placed(base, c.n)
+		}
+		base += record.Offset(c.n)
+	}
 }
 
 // settle tells every claimant; o is the outcome of the first record.

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage"
-	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
@@ -38,9 +37,9 @@ type Settings struct {
 type Partition struct {
 	Name storage.Partition
 	opt  Options
-	log  *lend.Log
+	log  Log
 
-	hw  atomic.Int64 // end of what readers may see
+	hw  atomic.Int64 // end of what readers may see; changed with falls.mu held
 	set atomic.Pointer[Settings]
 
 	mu      sync.Mutex
@@ -53,11 +52,12 @@ type Partition struct {
 	work    *sync.Cond     // signalled when there is something to take, or closed
 	writer  sync.WaitGroup
 
+	falls falls
 	watch watchers
 }
 
 // Open returns a running partition on l.
-func Open(name storage.Partition, l *lend.Log, o Options) *Partition {
+func Open(name storage.Partition, l Log, o Options) *Partition {
 	p := &Partition{Name: name, opt: o, log: l, room: make(chan struct{})}
 	p.work = sync.NewCond(&p.mu)
 	p.hw.Store(int64(l.Stats().Confirmed))
@@ -66,7 +66,7 @@ func Open(name storage.Partition, l *lend.Log, o Options) *Partition {
 	return p
 }
 
-// HighWatermark is the end of what readers may see.
+// HighWatermark is the end of what readers may see. It falls only when Falls grows.
 func (p *Partition) HighWatermark() record.Offset { return record.Offset(p.hw.Load()) }
 
 // durability is what an acknowledgement claims of everything below end: what the store makes of a sync, or, where the log
@@ -102,7 +102,7 @@ func (p *Partition) Address() string { return fmt.Sprintf("%s/%d", p.Name.Topic,
 func (p *Partition) MessageBytes() int { return p.set.Load().MessageBytes }
 
 // Log is what readers read from, up to the high watermark.
-func (p *Partition) Log() *lend.Log { return p.log }
+func (p *Partition) Log() Log { return p.log }
 
 // Drain takes no more publishes, answers those it has by writing them, and returns when the writer has ended.
 func (p *Partition) Drain(reason *errcode.Error) { p.stop(reason, false) }

@@ -75,10 +75,10 @@ func rules() []rule {
 }
 
 // later are the settings of the protocol that this version does not have. They are refused, not ignored.
-var later = []string{"replicas", "min.insync", "storage"}
+var later = []string{"replicas", "min.insync"}
 
 // elsewhere are the settings that are no part of Topic: they say what the topic is made of.
-var elsewhere = []string{"partitioner", "partitions"}
+var elsewhere = []string{"partitioner", "partitions", "storage"}
 
 // Set changes one setting. BAD_SETTING says what it may be.
 func (t *Topic) Set(key, value string) *errcode.Error {

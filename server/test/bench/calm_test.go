@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,13 +13,12 @@ import (
 	"time"
 )
 
-const (
-	// othersMax is the share of the machine that other programs may take while a pair is measured. A pair during which
-	// they took more is measured and left out: what has to wait for a second process suffers more from a third.
-	othersMax = 0.10
-	// searchTime is how long calm pairs are looked for; then all that were measured count.
-	searchTime = 4 * time.Minute
-)
+// othersMax is the share of the machine that other programs may take while a pair is measured. A pair during which they
+// took more is measured and left out: what has to wait for a second process suffers more from a third.
+const othersMax = 0.10
+
+// searchFlag is how long calm pairs are looked for; then all that were measured count.
+var searchFlag = flag.Duration("search", 4*time.Minute, "how long rounds that others do not disturb are looked for")
 
 // ticksPerSecond is the unit of /proc's times, which is the same on every Linux that Go runs on.
 const ticksPerSecond = 100
@@ -69,7 +69,7 @@ func watchOthers(ours ...int) func() float64 {
 func inPairs[T any](b *testing.B, count int, ours []int, round func(n int) T, keep func(T)) {
 	b.Helper()
 	var calm, all []T
-	for n, start := 0, time.Now(); len(calm) < count && (len(all) < count || time.Since(start) < searchTime); n++ {
+	for n, start := 0, time.Now(); len(calm) < count && (len(all) < count || time.Since(start) < *searchFlag); n++ {
 		others := watchOthers(ours...)
 		got := round(n)
 		share := others()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,12 +15,27 @@ import (
 	"github.com/trunkline-mq/trunkline/server/test/harness"
 )
 
-// peerEnv makes this binary a nats-server, with the defaults of one that is started without arguments.
+// peerEnv makes this binary a peer: what Trunkline is compared with, in a process of its own.
 const peerEnv = "TRUNKLINE_BENCH_PEER"
+
+// The peers. The last three want a directory behind a colon.
+const (
+	peerCore      = "core"      // a nats-server with the defaults of one that is started without arguments
+	peerJetStream = "jetstream" // the same, with JetStream and its store of files
+	peerSink      = "sink"      // takes frames, checks their CRC, and writes them to a file: nothing else
+	peerSource    = "source"    // sends a file, as often as it is asked
+)
 
 // runPeer serves until standard input ends, which it does with the benchmark.
 func runPeer() int {
-	s, err := nats.NewServer(&nats.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true})
+	kind, dir, _ := strings.Cut(os.Getenv(peerEnv), ":")
+	switch kind {
+	case peerSink:
+		return runBare(dir, sink)
+	case peerSource:
+		return runBare(dir, source)
+	}
+	s, err := nats.NewServer(&nats.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, JetStream: kind == peerJetStream, StoreDir: dir})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -39,12 +55,18 @@ func runPeer() int {
 // startPeer starts a nats-server and returns its address and process id.
 func startPeer(t testing.TB) (addr string, pid int) {
 	t.Helper()
+	return startPeerAs(t, peerCore)
+}
+
+// startPeerAs is startPeer for any of the peers.
+func startPeerAs(t testing.TB, kind string) (addr string, pid int) {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), peerEnv+"=1")
+	cmd.Env = append(os.Environ(), peerEnv+"="+kind)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -62,11 +84,11 @@ func startPeer(t testing.TB) (addr string, pid int) {
 		kill := time.AfterFunc(harness.Patience, func() { _ = cmd.Process.Kill() })
 		defer kill.Stop()
 		if err := cmd.Wait(); err != nil {
-			t.Errorf("nats-server ended with %v", err)
+			t.Errorf("the peer ended with %v", err)
 		}
 	})
 	if _, err := fmt.Fscan(bufio.NewReader(stdout), &addr); err != nil {
-		t.Fatalf("nats-server said no address: %v", err)
+		t.Fatalf("the peer said no address: %v", err)
 	}
 	return addr, cmd.Process.Pid
 }

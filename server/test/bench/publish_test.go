@@ -135,7 +135,7 @@ type inside struct {
 func startInside(t testing.TB) *inside {
 	t.Helper()
 	quiet := slog.New(slog.DiscardHandler)
-	data, err := datadir.Open(t.Context(), t.TempDir(), 1)
+	data, err := datadir.Open(t.Context(), t.TempDir(), 1, func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 )
 
 // Patience is how long a test waits for what must happen.
-const Patience = 20 * time.Second
+const Patience = time.Minute
 
 // binEnv names the directory with the built binaries between Main and the tests.
 const binEnv = "TRUNKLINE_TEST_BIN"
@@ -69,12 +69,14 @@ type Server struct {
 	HTTP   string
 	env    []string // beside the test's own
 	args   []string
-	cmd    *exec.Cmd
-	exited chan struct{}
-	code   int
-	mu     sync.Mutex
-	stderr bytes.Buffer
-	reader sync.WaitGroup
+	// descriptors is the limit on open ones; 0: the test's own.
+	descriptors int
+	cmd         *exec.Cmd
+	exited      chan struct{}
+	code        int
+	mu          sync.Mutex
+	stderr      bytes.Buffer
+	reader      sync.WaitGroup
 }
 
 // Start starts a server with extra arguments on a fresh data directory and waits until it is ready. It is killed when
@@ -88,6 +90,15 @@ func Start(t testing.TB, args ...string) *Server {
 func StartIn(t testing.TB, env []string, args ...string) *Server {
 	t.Helper()
 	s := &Server{t: t, Data: t.TempDir(), env: env, args: args}
+	s.Restart()
+	t.Cleanup(s.Kill)
+	return s
+}
+
+// StartLimited is Start with a limit on the descriptors that the server, and each of its plugins, may have open.
+func StartLimited(t testing.TB, descriptors int, args ...string) *Server {
+	t.Helper()
+	s := &Server{t: t, Data: t.TempDir(), descriptors: descriptors, args: args}
 	s.Restart()
 	t.Cleanup(s.Kill)
 	return s
@@ -116,6 +127,10 @@ func (s *Server) Restart() {
 func (s *Server) Launch() error {
 	args := append([]string{"--data", s.Data, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"}, s.args...)
 	s.cmd = exec.Command(Binary("trunkline-server"), args...)
+	if s.descriptors > 0 {
+		limited := fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, s.descriptors) // the process stays the same
+		s.cmd = exec.Command("sh", append([]string{"-c", limited, Binary("trunkline-server")}, args...)...)
+	}
 	s.cmd.Env = append(os.Environ(), s.env...)
 	pipe, err := s.cmd.StderrPipe()
 	if err != nil {
@@ -172,7 +187,7 @@ func (s *Server) Kill() {
 	plugins := s.Plugins()
 	_ = s.cmd.Process.Kill()
 	s.reader.Wait()
-	for _, bad := range []string{"DATA RACE", "\npanic: ", "fatal error: ", "msg=\"connection failed\""} {
+	for _, bad := range []string{"DATA RACE", "\npanic: ", "fatal error: ", `msg="connection failed"`, `"msg":"connection failed"`} {
 		if said := s.Stderr(); strings.Contains(said, bad) {
 			s.t.Errorf("server said %q:\n%s", bad, said[strings.Index(said, bad):min(len(said), strings.Index(said, bad)+4000)])
 		}
@@ -221,9 +236,35 @@ func (s *Server) Wait() int {
 	}
 }
 
-// Plugins returns the process ids of the server's plugins by kind.
+// Plugins returns the process ids of the server's plugins by kind; where several of a kind run, one of them.
 func (s *Server) Plugins() map[string]int {
 	found := map[string]int{}
+	s.eachPlugin(func(kind, _ string, pid int) { found[kind] = pid })
+	return found
+}
+
+// Plugin returns the process id of a shipped plugin, 0 while it does not run.
+func (s *Server) Plugin(kind, name string) (found int) {
+	s.eachPlugin(func(k, n string, pid int) {
+		if k == kind && n == name {
+			found = pid
+		}
+	})
+	return found
+}
+
+// KillPlugin ends a shipped plugin by a signal and, where that replaces it, waits for its successor.
+func (s *Server) KillPlugin(kind, name string, signal syscall.Signal) {
+	s.t.Helper()
+	pid := 0
+	Eventually(s.t, name+" runs", func() bool { pid = s.Plugin(kind, name); return pid != 0 })
+	if err := syscall.Kill(pid, signal); err != nil {
+		s.t.Fatal(err)
+	}
+	Eventually(s.t, name+" is replaced", func() bool { p := s.Plugin(kind, name); return p != 0 && p != pid })
+}
+
+func (s *Server) eachPlugin(f func(kind, name string, pid int)) {
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -235,10 +276,9 @@ func (s *Server) Plugins() map[string]int {
 		}
 		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if args := strings.Split(string(line), "\x00"); len(args) >= 4 && args[1] == "plugin" {
-			found[args[2]] = pid
+			f(args[2], args[3], pid)
 		}
 	}
-	return found
 }
 
 // Eventually waits until ok, and fails the test after Patience.

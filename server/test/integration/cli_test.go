@@ -216,8 +216,8 @@ func TestExitCodesOfRealFailures(t *testing.T) {
 		err  string
 	}{
 		"topic create there":                      {1, "trunkline: create topic there: TOPIC_EXISTS: "},
-		"topic create a_b --set retention.time=1": {1, "trunkline: create topic a_b: BAD_SETTING: "},
-		"topic create there/x":                    {1, "trunkline: create topic there/x: BAD_NAME: "},
+		"topic create a_b --set retention.time=1": {2, "trunkline: create topic a_b: BAD_SETTING: "},
+		"topic create there/x":                    {2, "trunkline: create topic there/x: BAD_NAME: "},
 		"get there/0@99":                          {1, "trunkline: get there/0@99: OFFSET_OUT_OF_RANGE: "},
 		"topic info nowhere":                      {5, "trunkline: topic nowhere: UNKNOWN_TOPIC: "},
 		"topic rm nowhere":                        {5, "trunkline: delete topic nowhere: UNKNOWN_TOPIC: "},

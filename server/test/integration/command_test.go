@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -104,4 +105,20 @@ func firstDifference(got, want []byte) string {
 	}
 	clip := func(b []byte) []byte { return b[i:min(len(b), i+60)] }
 	return fmt.Sprintf("%d bytes instead of %d; from byte %d on %q instead of %q", len(got), len(want), i, clip(got), clip(want))
+}
+
+// stopPlugins stops the server's plugins in their tracks, until the returned function is called; it may be called twice.
+func stopPlugins(t *testing.T, s *harness.Server) (resume func()) {
+	t.Helper()
+	plugins := s.Plugins()
+	for kind, pid := range plugins {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(kind, err)
+		}
+	}
+	return func() {
+		for _, pid := range plugins {
+			_ = syscall.Kill(pid, syscall.SIGCONT)
+		}
+	}
 }

@@ -213,12 +213,12 @@ func TestLongPollEndsWithDataAVerbOrItsTopic(t *testing.T) {
 	if got, _ := fetched(t, l); len(got) != 0 {
 		t.Errorf("got %v", got)
 	}
-	l.Send("FETCH t/0@2 wait=20s\n")
+	l.Send("FETCH t/0@2 wait=4m\n")
 	ask(t, other, "TOPIC DELETE t", "+OK t")
 	if _, parts := fetched(t, l); len(parts) != 1 || !strings.HasSuffix(parts[0], " TOPIC_DELETED") {
 		t.Errorf("parts %q", parts)
 	}
-	if took := time.Since(start); took > 15*time.Second {
+	if took := time.Since(start); took > time.Minute {
 		t.Errorf("polls took %s", took)
 	}
 }

@@ -65,6 +65,16 @@ func TestUnmodifiedNATSClientPublishesAndFlushMeansDurable(t *testing.T) {
 	}
 }
 
+// TestAHeaderBlockOfNoBytesIsNone: npm's client publishes so, where a record has no headers.
+func TestAHeaderBlockOfNoBytesIsNone(t *testing.T) {
+	s := harness.Start(t)
+	l := s.Dial()
+	hears(t, l, "HPUB t 0 2\r\nhi", "+OK t/0@0 disk")
+	hears(t, l, "GET t", "MSG t/0@0 0 2", "hi", "+OK t/0@1")
+	hears(t, l, "SUB _INBOX.x 1", "+OK")
+	hears(t, l, "HPUB _INBOX.x 0 2\r\nhi", "+OK", "MSG _INBOX.x 1 2", "hi")
+}
+
 func TestUnmodifiedNATSClientSubscribesToATopic(t *testing.T) {
 	s := harness.Start(t)
 	nc := connectNATS(t, s)

@@ -120,7 +120,7 @@ func TestTermAnswersWhatIsQueuedAndExitsWithZero(t *testing.T) {
 	if code := s.Term(); code != 0 {
 		t.Errorf("exit code %d\n%s", code, s.Stderr())
 	}
-	if took := time.Since(start); took > 10*time.Second {
+	if took := time.Since(start); took > time.Minute {
 		t.Errorf("took %s", took)
 	}
 	acked := 1

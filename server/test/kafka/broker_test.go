@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -51,8 +52,8 @@ func (l *lockedBuffer) String() string {
 
 const brokerPatience = 40 * time.Second
 
-// newBroker formats a fresh data directory; start starts it.
-func newBroker(t *testing.T, j *java) *broker {
+// newBroker formats a fresh data directory; start starts it. The last one of a setting counts.
+func newBroker(t *testing.T, j *java, settings ...string) *broker {
 	t.Helper()
 	dir := t.TempDir()
 	b := &broker{java: j, address: freeAddress(t), data: filepath.Join(dir, "data"), config: filepath.Join(dir, "server.properties")}
@@ -62,7 +63,7 @@ func newBroker(t *testing.T, j *java) *broker {
 		"listeners=PLAINTEXT://" + b.address + ",CONTROLLER://" + controller, "advertised.listeners=PLAINTEXT://" + b.address + ",CONTROLLER://" + controller,
 		"listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT", "log.dirs=" + b.data,
 		"auto.create.topics.enable=false", "num.partitions=1", "default.replication.factor=1", "offsets.topic.replication.factor=1",
-		"log.retention.ms=-1", "num.network.threads=1", "num.io.threads=2", "log.cleaner.enable=false", "",
+		"log.retention.ms=-1", "num.network.threads=1", "num.io.threads=2", "log.cleaner.enable=false", strings.Join(settings, "\n"), "",
 	}, "\n")
 	if err := os.WriteFile(b.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
@@ -143,8 +144,8 @@ func (b *broker) client(t *testing.T, opts ...kgo.Opt) *kgo.Client {
 	return c
 }
 
-// create makes a topic with one partition, whose records are kept for good.
-func (b *broker) create(t *testing.T, topic string) {
+// create makes a topic with one partition, whose records are kept for good. Settings are names and values in turn.
+func (b *broker) create(t *testing.T, topic string, settings ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), brokerPatience)
 	defer cancel()
@@ -152,9 +153,10 @@ func (b *broker) create(t *testing.T, topic string) {
 	req.TimeoutMillis = 20_000
 	rt := kmsg.NewCreateTopicsRequestTopic()
 	rt.Topic, rt.NumPartitions, rt.ReplicationFactor = topic, 1, 1
-	for name, value := range map[string]string{"segment.bytes": "1048576", "max.message.bytes": "2097152"} {
+	settings = append(settings, "segment.bytes", "1048576", "max.message.bytes", "2097152")
+	for pair := range slices.Chunk(settings, 2) {
 		c := kmsg.NewCreateTopicsRequestTopicConfig()
-		c.Name, c.Value = name, kmsg.StringPtr(value)
+		c.Name, c.Value = pair[0], kmsg.StringPtr(pair[1])
 		rt.Configs = append(rt.Configs, c)
 	}
 	req.Topics = append(req.Topics, rt)

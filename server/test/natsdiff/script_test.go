@@ -92,6 +92,9 @@ func (a *author) reply() string {
 }
 
 func (a *author) withHeaders() string {
+	if a.rnd.IntN(8) == 0 { // a block of no bytes, as some libraries send
+		return fmt.Sprintf("HPUB %s%s0 2\r\nhi\r\n", a.subject(), a.reply())
+	}
 	header := "NATS/1.0\r\n"
 	for range a.rnd.IntN(3) {
 		header += a.pick("A: b\r\n", "Key: k\r\n", "Nats-Msg-Id: 7\r\n", "X:\r\n", "Timestamp: then\r\n")

@@ -2,13 +2,13 @@
 // binaries. Its sessions by hand are replayed by the transcript package.
 //
 // In a console block a line of "$ " is a command, and the lines behind it are what it prints, standard output and
-// standard error together; "…" stands for anything. The server's default ports are replaced by those of the test's.
+// standard error together; "…" stands for anything. The server's default ports are replaced by those of the test's. A YAML
+// block is a file, trunkline.yaml, for the commands behind it.
 package readme
 
 import (
 	"context"
 	"encoding/json"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,110 +41,70 @@ func read(t *testing.T, name string) string {
 	return string(b)
 }
 
-// blocks returns the page's blocks in order.
-func blocks(t *testing.T) []block {
+// pages are what people read first, with everything on them run.
+var pages = []string{"README.md", "conf/README.md", "clients/FROM-KAFKA.md", "clients/FROM-NATS.md"}
+
+// blocks returns the blocks of a page in order.
+func blocks(t *testing.T, page string) []block {
 	t.Helper()
 	var all []block
-	for _, m := range fence.FindAllStringSubmatch(read(t, "README.md"), -1) {
+	for _, m := range fence.FindAllStringSubmatch(read(t, page), -1) {
 		all = append(all, block{m[1], m[2]})
 	}
 	return all
 }
 
-// step is a command and what it prints.
-type step struct{ command, want string }
-
-func steps(t *testing.T, text string) []step {
-	t.Helper()
-	var all []step
-	for row := range strings.Lines(text) {
-		command, ok := strings.CutPrefix(row, "$ ")
-		switch {
-		case ok:
-			all = append(all, step{command: strings.TrimSuffix(command, "\n")})
-		case len(all) == 0:
-			t.Fatalf("the block begins with %q, which no command has printed", row)
-		default:
-			all[len(all)-1].want += row
-		}
-	}
-	return all
-}
-
-// matches compares what was printed with a pattern in which … stands for anything.
-func matches(pattern, got string) bool {
-	parts := strings.Split(pattern, "…")
-	for i, p := range parts {
-		parts[i] = regexp.QuoteMeta(p)
-	}
-	return regexp.MustCompile("(?s)^" + strings.Join(parts, ".*") + "$").MatchString(got)
-}
-
-// ports turns the default addresses of the page into those of s.
-func ports(t *testing.T, s *harness.Server) *strings.Replacer {
-	t.Helper()
-	_, client, err := net.SplitHostPort(s.Client)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, web, err := net.SplitHostPort(s.HTTP)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.NewReplacer("8765", client, "8766", web)
-}
-
-// checkout is a directory that looks as the repository does after make build.
-func checkout(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := os.Symlink(filepath.Dir(harness.Binary("trunkline")), filepath.Join(dir, "bin")); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 func TestEveryBlockIsOfAKindThatIsRun(t *testing.T) {
-	count := map[string]int{}
-	for _, b := range blocks(t) {
-		count[b.kind]++
-		if !slices.Contains([]string{"console", "nc", "go", "text"}, b.kind) {
-			t.Errorf("a block of kind %q:\n%s", b.kind, b.text)
+	for _, page := range pages {
+		count := map[string]int{}
+		for _, b := range blocks(t, page) {
+			count[b.kind]++
+			if !slices.Contains([]string{"console", "nc", "go", "text", "yaml"}, b.kind) {
+				t.Errorf("%s: a block of kind %q:\n%s", page, b.kind, b.text)
+			}
+		}
+		if page == "README.md" && (count["console"] < 2 || count["nc"] == 0 || count["go"] != 1) || count["console"] == 0 {
+			t.Errorf("%s has %v", page, count)
 		}
 	}
-	if count["console"] < 2 || count["nc"] == 0 || count["go"] != 1 {
-		t.Errorf("the page has %v", count)
-	}
 }
+
+// serverLine is a command that runs as long as the server does: what it starts is running.
+var serverLine = regexp.MustCompile(`^(make run|bin/trunkline-server)\b`)
 
 func TestCommands(t *testing.T) {
+	for _, page := range pages {
+		t.Run(page, func(t *testing.T) { t.Parallel(); playPage(t, page) })
+	}
+}
+
+// playPage runs what a page shows, on a server of its own.
+func playPage(t *testing.T, page string) {
 	s := harness.Start(t)
-	dir, here := checkout(t), ports(t, s)
-	run, started := 0, false
-	for _, b := range blocks(t) {
+	console, here := harness.NewConsole(t, s.Client), s.Ports()
+	started := false
+	for _, b := range blocks(t, page) {
+		if b.kind == "yaml" { // as the file that the next commands name
+			if err := os.WriteFile(filepath.Join(console.Dir, "trunkline.yaml"), []byte(b.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if b.kind != "console" {
 			continue
 		}
-		for _, c := range steps(t, b.text) {
-			if c.command == "make run" { // its recipe is another test's; what it starts is running
+		for _, step := range harness.Steps(t, b.text) {
+			if serverLine.MatchString(step.Command) && strings.Contains(step.Want, "ready client=") {
 				started = true
-				if got := s.Stderr(); !matches(here.Replace(c.want), got) {
-					t.Errorf("the server says\n%swant\n%s", got, here.Replace(c.want))
+				if want, got := here.Replace(step.Want), s.Stderr(); !harness.Matches(want, got) {
+					t.Errorf("the server says\n%swant\n%s", got, want)
 				}
 				continue
 			}
-			cmd := exec.CommandContext(t.Context(), "sh", "-c", here.Replace(c.command))
-			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "TRUNKLINE_URL="+s.Client, quickExit)
-			out, _ := cmd.CombinedOutput() // a code that matters is printed
-			if !matches(here.Replace(c.want), string(out)) {
-				t.Errorf("$ %s\n%swant\n%s", c.command, out, c.want)
-			}
-			run++
+			console.Play(t, []harness.Step{step}, here)
 		}
 	}
-	if run == 0 || !started {
-		t.Errorf("%d commands run, make run shown: %t", run, started)
+	if page == "README.md" && !started {
+		t.Error("the page does not say how to start")
 	}
 }
 
@@ -156,7 +116,7 @@ func exampleAsProgram(t *testing.T) string {
 }
 
 func TestTheGoProgramRuns(t *testing.T) {
-	all := blocks(t)
+	all := blocks(t, "README.md")
 	at := slices.IndexFunc(all, func(b block) bool { return b.kind == "go" })
 	if at < 0 || at+1 >= len(all) || all[at+1].kind != "text" {
 		t.Fatal("the page has no Go program with what it prints behind it")
@@ -208,7 +168,7 @@ func TestMakeHasWhatThePageNames(t *testing.T) {
 	for target, wants := range map[string][]string{
 		"build": {"go build", "-o bin/trunkline-server ./server", "-o bin/trunkline ./clients/cli"},
 		"run":   {"-o bin/trunkline-server ./server", "exec bin/trunkline-server"},
-		"test":  {"TRUNKLINE_TEST_REQUIRE=1", "go test -race -count=1 ./..."},
+		"test":  {"TRUNKLINE_TEST_REQUIRE=1", "go test -race -count=1 -timeout 30m ./..."},
 	} {
 		if !named[target] {
 			t.Errorf("make %s is not on the page", target)
@@ -261,9 +221,13 @@ func TestTheVerbsOnThePageAreOffered(t *testing.T) {
 	}
 }
 
-func TestPathsOnThePageExist(t *testing.T) {
-	page := fence.ReplaceAllString(read(t, "README.md"), "")
+func TestPathsOnThePagesExist(t *testing.T) {
 	found := 0
+	var text strings.Builder
+	for _, name := range pages {
+		text.WriteString(fence.ReplaceAllString(read(t, name), ""))
+	}
+	page := text.String()
 	for _, m := range regexp.MustCompile("`((?:conf|server|plugins|protocol|clients)/[A-Za-z0-9_./-]*|LICENSE)`").FindAllStringSubmatch(page, -1) {
 		found++
 		if _, err := os.Stat(filepath.Join(root, m[1])); err != nil {

@@ -1,5 +1,5 @@
-// Package transcript replays recorded sessions against a real server: those in testdata, every one in protocol/SPEC.md
-// and in README.md; whole, one byte at a time, and with CRLF. It also holds protocol/SPEC.md against the tables that the
+// Package transcript replays recorded sessions against a real server, and against the fake one that the Go client has for
+// tests: those in testdata, every one in protocol/SPEC.md and in README.md; whole, one byte at a time, and with CRLF. It also holds protocol/SPEC.md against the tables that the
 // server is made of.
 //
 // In a session "> " is a line that the client sends, "< " one that the server answers, and "= closed" says that the server
@@ -28,6 +28,7 @@ func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 const (
 	specPage   = "../../../protocol/SPEC.md"
 	readmePage = "../../../README.md"
+	natsPage   = "../../../clients/FROM-NATS.md"
 )
 
 var (
@@ -36,33 +37,44 @@ var (
 	heading = regexp.MustCompile(`(?m)^#+ (.*)$`)
 )
 
-func TestRecordedSessions(t *testing.T) {
+// sessions are all there are, by name.
+func sessions(t *testing.T) map[string]string {
+	t.Helper()
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no sessions in testdata: %v", err)
 	}
-	sessions := map[string]string{}
+	all := map[string]string{}
 	for _, path := range files {
-		sessions[filepath.Base(path)] = read(t, path)
+		all[filepath.Base(path)] = read(t, path)
 	}
-	for _, page := range []string{specPage, readmePage} {
+	for _, page := range []string{specPage, readmePage, natsPage} {
 		text := read(t, page)
 		found := fence.FindAllStringSubmatchIndex(text, -1)
 		if len(found) == 0 {
 			t.Errorf("%s holds no session", page)
 		}
 		for _, m := range found {
-			sessions[filepath.Base(page)+"/"+under(text[:m[0]])] = text[m[2]:m[3]]
+			all[filepath.Base(page)+"/"+under(text[:m[0]])] = text[m[2]:m[3]]
 		}
 	}
-	for name, text := range sessions {
+	return all
+}
+
+// ways are how each session is replayed.
+func ways() map[string]player {
+	return map[string]player{
+		"whole":        {step: 1 << 20, end: "\n"},
+		"byte by byte": {step: 1, end: "\n"},
+		"crlf":         {step: 1 << 20, end: "\r\n"},
+	}
+}
+
+func TestRecordedSessions(t *testing.T) {
+	for name, text := range sessions(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for how, p := range map[string]player{
-				"whole":        {step: 1 << 20, end: "\n"},
-				"byte by byte": {step: 1, end: "\n"},
-				"crlf":         {step: 1 << 20, end: "\r\n"},
-			} {
+			for how, p := range ways() {
 				t.Run(how, func(t *testing.T) {
 					s := harness.Start(t)
 					p.dial = func() (net.Conn, error) { return net.DialTimeout("tcp", s.Client, harness.Patience) }

@@ -45,7 +45,7 @@ func refusedWithReason(t *testing.T, s *harness.Server, name string) {
 	if !strings.HasPrefix(got, "-ERR METADATA_UNAVAILABLE '") || !strings.Contains(got, "ZooKeeper at 127.0.0.1:") {
 		t.Errorf("without ZooKeeper, TOPIC CREATE %s is answered %q", name, got)
 	}
-	if took := time.Since(began); took > 8*time.Second {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("it took %s to be refused", took)
 	}
 }
@@ -268,7 +268,7 @@ func TestStartThatWaitsCanBeEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines.end()
-	if err := cmd.Wait(); err != nil || time.Since(began) > 15*time.Second {
+	if err := cmd.Wait(); err != nil || time.Since(began) > time.Minute {
 		t.Errorf("it ended after %s with %v", time.Since(began), err)
 	}
 }
@@ -281,7 +281,7 @@ func TestStartWithoutZooKeeperTellsWhatToDo(t *testing.T) {
 	if code != 1 || !strings.Contains(said, "start ZooKeeper there, or name other servers with --zookeeper") {
 		t.Errorf("exit code %d: %s", code, said)
 	}
-	if took := time.Since(began); took < 20*time.Second || took > 45*time.Second {
+	if took := time.Since(began); took < 20*time.Second || took > 2*time.Minute {
 		t.Errorf("it waited %s", took)
 	}
 }

@@ -1,0 +1,144 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/server/test/harness"
+)
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// logged counts the log's records with a message.
+func logged(s *harness.Server, message string) int {
+	return strings.Count(s.Stderr(), fmt.Sprintf("%q:%q", "msg", message))
+}
+
+// TestHUPTakesAllOrNothingOver changes the configuration of a running server: well, with faults, and in what it cannot
+// change.
+func TestHUPTakesAllOrNothingOver(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "t.yaml")
+	write(t, file, "log: {level: info}\n")
+	s := harness.Start(t, "-c", file)
+	reload := func(text, message string) {
+		t.Helper()
+		before := logged(s, message)
+		write(t, file, text)
+		if err := syscall.Kill(s.PID(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		harness.Eventually(t, message, func() bool { return logged(s, message) > before })
+	}
+	l := s.Dial()
+	if got := l.Ask("SEND made x"); got != "+OK made/0@0 disk" {
+		t.Fatal(got)
+	}
+	const reloaded, refused = "configuration reloaded", "configuration not reloaded, nothing was changed: it has faults"
+	reload("topics: {auto_create: false}\nlimits: {subscriptions: 1}\nlog: {level: debug}\n", reloaded)
+	for _, want := range []string{`"key":"topics.auto_create","old":"true","new":"false"`, `"key":"limits.subscriptions","old":"0","new":"1"`, `"key":"log.level","old":"info","new":"debug"`} {
+		if !strings.Contains(s.Stderr(), want) {
+			t.Errorf("the log has no %s:\n%s", want, s.Stderr())
+		}
+	}
+	if got := l.Ask("SEND other x"); !strings.HasPrefix(got, "-ERR UNKNOWN_TOPIC") {
+		t.Errorf("a topic is made: %q", got)
+	}
+	if got := l.Ask("SUB a 1"); got != "+OK" {
+		t.Error(got)
+	}
+	if got := l.Ask("SUB b 2"); !strings.HasPrefix(got, "-ERR LIMIT_EXCEEDED") {
+		t.Errorf("a second subscription: %q", got)
+	}
+	_ = s.Dial().Conn().Close() // which is told to who wants to know everything
+	harness.Eventually(t, "debug is logged", func() bool { return strings.Contains(s.Stderr(), `"level":"DEBUG"`) })
+
+	reload("topics: {auto_create: true, auto_crate_max: 3}\nlog: {level: loud}\n", refused)
+	for _, want := range []string{"t.yaml:1: unknown key topics.auto_crate_max; did you mean topics.auto_create_max?", "t.yaml:2: log.level "} {
+		if !strings.Contains(s.Stderr(), want) {
+			t.Errorf("the log has no %s:\n%s", want, s.Stderr())
+		}
+	}
+	if got := l.Ask("SEND other x"); !strings.HasPrefix(got, "-ERR UNKNOWN_TOPIC") {
+		t.Errorf("half of a faulty file was taken over: %q", got)
+	}
+
+	reload("topics: {auto_create: true}\nlimits: {payload: 2MiB}\n", "configuration not reloaded, nothing was changed: these keys need a restart")
+	if !strings.Contains(s.Stderr(), `"keys":"limits.payload"`) {
+		t.Errorf("the log does not name the key:\n%s", s.Stderr())
+	}
+	if got := l.Ask("SEND other x"); !strings.HasPrefix(got, "-ERR UNKNOWN_TOPIC") {
+		t.Errorf("half of a change was taken over: %q", got)
+	}
+
+	reload("topics: {auto_create: true}\n", reloaded)
+	if got := l.Ask("SEND other x"); got != "+OK other/0@0 disk" {
+		t.Error(got)
+	}
+}
+
+// TestLogsAreJSONWithStableKeys reads every line that a server logs to what is no terminal.
+func TestLogsAreJSONWithStableKeys(t *testing.T) {
+	t.Parallel()
+	s := harness.Start(t)
+	if code := s.Term(); code != 0 {
+		t.Fatal(code)
+	}
+	lines := 0
+	for line := range strings.Lines(s.Stderr()) {
+		if strings.HasPrefix(line, "ready ") {
+			continue
+		}
+		var record struct{ Time, Level, Msg string }
+		if err := json.Unmarshal([]byte(line), &record); err != nil || record.Msg == "" || !slices.Contains([]string{"INFO", "WARN"}, record.Level) {
+			t.Errorf("%q: %v", line, err)
+		}
+		if at, err := time.Parse("2006-01-02T15:04:05.000Z", record.Time); err != nil || time.Since(at).Abs() > time.Hour {
+			t.Errorf("%q has the time %q", line, record.Time)
+		}
+		lines++
+	}
+	if lines < 3 {
+		t.Errorf("%d lines:\n%s", lines, s.Stderr())
+	}
+}
+
+// TestSecondServerSaysAtOnceWhatItWaitsFor does not wait for its end.
+func TestSecondServerSaysAtOnceWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	s := harness.Start(t)
+	second := exec.CommandContext(t.Context(), harness.Binary("trunkline-server"), "--data", s.Data, "--listen", "127.0.0.1:0", "--http", "-")
+	out, err := second.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := make([]byte, 4096)
+	n, err := out.Read(said)
+	if err != nil || !bytes.Contains(said[:n], []byte("waiting for the data directory")) || !bytes.Contains(said[:n], fmt.Appendf(nil, "pid %d", s.PID())) {
+		t.Errorf("%v, it says %q", err, said[:n])
+	}
+	if err := second.Process.Signal(syscall.SIGTERM); err != nil { // it ends the wait
+		t.Fatal(err)
+	}
+	_ = second.Wait()
+	if code := second.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
