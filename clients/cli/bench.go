@@ -2,64 +2,110 @@ package main
 
 import (
 	"context"
+	"encoding/csv"
+	"errors"
 	"fmt"
-	"math"
-	"math/rand/v2"
+	"io"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/trunkline-mq/trunkline/clients/cli/measure"
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
 	"github.com/trunkline-mq/trunkline/protocol/address"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
 )
 
+// benchFlags are the flags of the measurements as they were given.
+type benchFlags struct {
+	measure.Options
+	partitions  int
+	csv, pub    bool
+	acks        string
+	compression string
+}
+
+// codecs are what a producer can compress batches with.
+func codecs() map[string]trunkline.Codec {
+	return map[string]trunkline.Codec{"none": trunkline.NoCompression, "gzip": trunkline.Gzip, "snappy": trunkline.Snappy, "lz4": trunkline.LZ4, "zstd": trunkline.Zstd}
+}
+
+// publisher is what takes the records, and what is to be done with it in the end.
+func (f *benchFlags) publisher(c *trunkline.Client) (by measure.Publisher, end func(), err error) {
+	if f.pub {
+		return measure.ByClient(c), func() {}, nil
+	}
+	p, err := c.NewProducer(trunkline.WithAcks(trunkline.Acks(f.acks)), trunkline.WithCompression(codecs()[f.compression]), trunkline.RetryUnknown(false))
+	if err != nil {
+		return measure.Publisher{}, nil, err
+	}
+	by = measure.ByProducer(p)
+	return by, by.Close, nil
+}
+
+// benchJob does one measurement.
+type benchJob func(ctx context.Context, c *trunkline.Client, to address.Address, f *benchFlags) (measure.Result, error)
+
+// benchKind is a measurement there is.
+type benchKind struct {
+	name, short, long string
+	count             int // of records, unless it is said; 0: all there are
+	job               benchJob
+}
+
 func (a *app) benchCommand() *cobra.Command {
-	bench := &cobra.Command{
-		Use:   "bench",
-		Short: "Measure a server",
-		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			return usage("name what to measure: produce")
-		},
+	cmd := a.group("bench", "Measure a server")
+	cmd.Long = "Measure a server with this client, on one connection. With --rate records are due at fixed times, and what\n" +
+		"each takes is counted from then on. Records stay in the topic. Results go to standard output, for people, as\n" +
+		"--json or as --csv; a progress bar to standard error, on a terminal."
+	for _, kind := range []benchKind{
+		{"produce", "Publish records as fast as they are acknowledged",
+			"Publish N records without waiting for answers in between, in batches as the Go client's Producer makes them, and\n" +
+				"check that each is acknowledged and that the offsets of every partition follow each other: nobody else may\n" +
+				"publish there meanwhile.", 100_000, a.benchProduce},
+		{"consume", "Read what is there as fast as it comes",
+			"Read N records from ADDRESS on, from the earliest unless it has a position; without --count, to the end that\n" +
+				"the log has now. Check that the offsets of every partition follow each other.", 0, a.benchConsume},
+		{"pubsub", "Publish and receive the same records at the same time",
+			"Publish N records and receive them at the same time on a second connection: tells how long it took from\n" +
+				"publish to answer and from publish to delivery. ADDRESS may be a live subject.", 100_000, a.benchPubSub},
+		{"latency", "Publish one record after the other and wait for each",
+			"Publish N records, each when the one before was answered and delivered, and tell how long that took.", 1_000, a.benchLatency},
+	} {
+		cmd.AddCommand(a.benchKindCommand(kind))
 	}
-	bench.AddCommand(a.benchProduceCommand())
-	return bench
+	return cmd
 }
 
-// produceFlags are the flags of bench produce as they were given.
-type produceFlags struct {
-	count, size, partitions, window int
-}
-
-func (a *app) benchProduceCommand() *cobra.Command {
-	var f produceFlags
+func (a *app) benchKindCommand(kind benchKind) *cobra.Command {
+	var f benchFlags
+	line := kind.name + " ADDRESS [--count N] [--csv]"
+	if kind.produces() {
+		line = kind.name + " ADDRESS [--count N] [--size BYTES] [--rate R] [--partitions N] [--csv]"
+	}
 	cmd := &cobra.Command{
-		Use:   "produce ADDRESS [--count N] [--size BYTES] [--partitions N] [--window N]",
-		Short: "Publish records as fast as they are acknowledged",
-		Long: "Publish N records of a size on one connection, without waiting for answers in between, and\n" +
-			"check that each is acknowledged and that the offsets of every partition follow each other:\n" +
-			"nobody else may publish there meanwhile. The records stay in the topic.",
-		Args:                  argCount(1, 1),
-		DisableFlagsInUseLine: true,
+		Use: line, Short: kind.short, Long: kind.long, Args: argCount(1, 1), DisableFlagsInUseLine: true, ValidArgsFunction: a.completeTopics,
 	}
-	cmd.Flags().IntVar(&f.count, "count", 100_000, "publish `N` records")
-	cmd.Flags().IntVar(&f.size, "size", 100, "`BYTES` of a record's value")
-	cmd.Flags().IntVar(&f.partitions, "partitions", 0, "make the topic first, with `N` partitions")
-	cmd.Flags().IntVar(&f.window, "window", 0, "have at most `N` records without an answer; default is what fits into 4 MiB")
+	f.declare(cmd, kind)
 	var to address.Address
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) (err error) {
-		for _, n := range []struct {
-			flag       string
-			value, min int
-		}{{"count", f.count, 1}, {"size", f.size, 0}, {"partitions", f.partitions, 1}, {"window", f.window, 1}} {
-			if cmd.Flags().Changed(n.flag) && n.value < n.min {
-				return fmt.Errorf("--%s %d is less than %d", n.flag, n.value, n.min)
-			}
+		if err := f.check(cmd, kind); err != nil {
+			return err
 		}
-		to, err = checkAddress(args[0], (*address.Address).ForPublish)
+		if f.csv && a.json {
+			return errors.New("--csv and --json are two forms; leave one of them out")
+		}
+		forUse := (*address.Address).ForPublish
+		if !kind.produces() {
+			forUse = (*address.Address).ForRead
+		}
+		to, err = checkAddress(args[0], forUse)
 		return err
 	}
 	cmd.RunE = a.connected(func(ctx context.Context, c *trunkline.Client, args []string) error {
@@ -68,245 +114,238 @@ func (a *app) benchProduceCommand() *cobra.Command {
 				return err
 			}
 		}
-		return a.benchProduce(ctx, c, args[0], f)
+		return a.bench(ctx, c, to, &f, kind.job)
 	})
 	return cmd
 }
 
-// benchProduce publishes and reports. What was measured is reported also when it ended early.
-func (a *app) benchProduce(ctx context.Context, c *trunkline.Client, to string, f produceFlags) error {
-	m := newMeter(f.window)
-	start := time.Now()
-	sent := m.publish(ctx, c, to, f)
-	flush, cancel := ctx, context.CancelFunc(func() {})
-	if ctx.Err() != nil {
-		flush, cancel = context.WithTimeout(context.WithoutCancel(ctx), lastAnswersPatience)
+func (k benchKind) produces() bool { return k.name != "consume" }
+
+func (f *benchFlags) declare(cmd *cobra.Command, kind benchKind) {
+	flags := cmd.Flags()
+	flags.IntVar(&f.Count, "count", kind.count, "`N` records")
+	flags.BoolVar(&f.csv, "csv", false, "print the result as CSV, with a line of names")
+	if kind.produces() {
+		flags.IntVar(&f.Size, "size", 100, "`BYTES` of a record's value")
+		flags.Float64Var(&f.Rate, "rate", 0, "publish `R` records a second; default is as fast as possible")
+		flags.IntVar(&f.partitions, "partitions", 0, "make the topic first, with `N` partitions")
 	}
-	defer cancel()
-	err := c.Flush(flush)
-	if err != nil {
-		c.Close() // gives every record its result
+	if kind.name == "produce" || kind.name == "pubsub" {
+		flags.IntVar(&f.Window, "window", 0, "have at most `N` records without an answer; default is what the client takes")
 	}
-	took := time.Since(start)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.failed != nil {
-		err = m.failed
+	f.acks, f.compression = "all", "none"
+	if kind.name == "produce" {
+		flags.StringVar(&f.acks, "acks", f.acks, "`WHAT` is waited for: 0, nothing; 1, the leader; all")
+		flags.StringVar(&f.compression, "compression", f.compression, "compress batches with `CODEC`: none, gzip, snappy, lz4 or zstd")
+		flags.BoolVar(&f.pub, "pub", false, "publish by PUB, each record by itself, instead of in batches")
 	}
-	if printed := a.printProduced(m.report(to, f.size, sent, took)); err == nil {
+}
+
+func (f *benchFlags) check(cmd *cobra.Command, kind benchKind) error {
+	for _, b := range []bound{{"count", f.Count, 1}, {"size", f.Size, 0}, {"partitions", f.partitions, 1}, {"window", f.Window, 1}} {
+		if cmd.Flags().Changed(b.flag) && b.value < b.min {
+			return fmt.Errorf("--%s %d is less than %d", b.flag, b.value, b.min)
+		}
+	}
+	_, known := codecs()[f.compression]
+	switch {
+	case !slices.Contains([]string{"0", "1", "all"}, f.acks):
+		return fmt.Errorf("--acks %q is not 0, 1 or all", f.acks)
+	case !known:
+		return fmt.Errorf("--compression %q is not none, gzip, snappy, lz4 or zstd", f.compression)
+	case f.pub && (cmd.Flags().Changed("acks") || cmd.Flags().Changed("compression")):
+		return errors.New("--acks and --compression are of batches; leave --pub out")
+	case cmd.Flags().Changed("rate") && !(f.Rate > 0 && f.Rate <= 1e9):
+		return fmt.Errorf("--rate %v is not above 0", f.Rate)
+	case (kind.name == "pubsub" || kind.name == "latency") && f.Size < measure.StampBytes:
+		return fmt.Errorf("--size %d: %w", f.Size, measure.ErrTooSmall)
+	}
+	return nil
+}
+
+// bound is what a flag must not be below.
+type bound struct {
+	flag       string
+	value, min int
+}
+
+// bench measures and reports. What was measured is reported also when it ended early.
+func (a *app) bench(ctx context.Context, c *trunkline.Client, to address.Address, f *benchFlags, job benchJob) error {
+	r, err := job(ctx, c, to, f)
+	if r.Bench == "" { // it has not begun
+		return err
+	}
+	if printed := a.printMeasured(r, f.csv); err == nil {
 		err = printed
 	}
 	return err
 }
 
-// meter measures publishes. Answers come in the order of the publishes.
-type meter struct {
-	room chan struct{} // a slot for each record without an answer; nil: no bound of ours
-	stop chan struct{} // closed with the first failure
-
-	mu         sync.Mutex
-	begun      []time.Time                // guarded; when the records without an answer were published, from oldest on
-	oldest     int                        // guarded
-	answered   int                        // guarded
-	acked      int                        // guarded
-	durability map[string]int             // guarded
-	next       map[place]trunkline.Offset // guarded; the offset that has to come
-	latency    histogram                  // guarded
-	failed     error                      // guarded; the first failure
-}
-
-// place is a partition of a topic.
-type place struct {
-	topic     string
-	partition trunkline.PartitionID
-}
-
-func newMeter(window int) *meter {
-	m := &meter{stop: make(chan struct{}), durability: make(map[string]int), next: make(map[place]trunkline.Offset)}
-	if window > 0 {
-		m.room = make(chan struct{}, window)
+func (a *app) benchProduce(ctx context.Context, c *trunkline.Client, to address.Address, f *benchFlags) (measure.Result, error) {
+	by, end, err := f.publisher(c)
+	if err != nil {
+		return measure.Result{}, err
 	}
-	return m
+	defer end()
+	defer a.progress(f)()
+	return measure.Produce(ctx, by, to.String(), f.Options)
 }
 
-// publish publishes until all is sent, something failed, or ctx ends, and returns how many records were sent.
-func (m *meter) publish(ctx context.Context, c *trunkline.Client, to string, f produceFlags) int {
-	message := trunkline.Message{Value: payload(f.size)}
-	for i := range f.count {
-		select {
-		case <-m.stop:
-			return i
-		default:
+func (a *app) benchConsume(ctx context.Context, c *trunkline.Client, from address.Address, f *benchFlags) (measure.Result, error) {
+	if from.Position.Kind == address.None {
+		from.Position.Kind = address.Earliest
+	}
+	if f.Count == 0 {
+		n, err := a.recordsFrom(ctx, c, from)
+		if err != nil {
+			return measure.Result{}, err
 		}
-		if m.room != nil {
-			select {
-			case m.room <- struct{}{}:
-			case <-m.stop:
-				return i
-			case <-ctx.Done():
-				m.fail(context.Cause(ctx))
-				return i
+		if n == 0 {
+			return measure.Result{}, fmt.Errorf("%s has no records; trunkline bench produce makes some", from)
+		}
+		f.Count = n
+	}
+	defer a.progress(f)()
+	return measure.Consume(ctx, c, from.String(), f.Options)
+}
+
+// recordsFrom counts what lies from an address to the end.
+func (a *app) recordsFrom(ctx context.Context, c *trunkline.Client, from address.Address) (int, error) {
+	topic, err := c.TopicInfo(ctx, string(from.Topic))
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for id := range partition.ID(len(topic.Partitions)) {
+		if from.Partition != partition.None && from.Partition != id {
+			continue
+		}
+		part, err := partitionOf(topic, id)
+		if err != nil {
+			return 0, err
+		}
+		start := part.Start
+		if from.Position.Kind != address.Earliest {
+			one := from
+			one.Partition = id
+			if start, err = resolve(ctx, c, one, part); err != nil {
+				return 0, err
 			}
 		}
-		m.mu.Lock()
-		m.begun = append(m.begun, time.Now())
-		m.mu.Unlock()
-		if err := c.PublishFunc(ctx, to, &message, m.take); err != nil {
-			m.fail(fmt.Errorf("record %d: %w", i, err))
-			return i
+		n += int(max(0, part.HighWatermark-start))
+	}
+	if from.Partition != partition.None {
+		_, err = partitionOf(topic, from.Partition)
+	}
+	return n, err
+}
+
+// listened is where what is published to an address is heard: all of the topic, from now on.
+func listened(to address.Address) string {
+	to.Key, to.Partition, to.Position = nil, partition.None, address.Position{}
+	return to.String()
+}
+
+func (a *app) benchPubSub(ctx context.Context, c *trunkline.Client, to address.Address, f *benchFlags) (measure.Result, error) {
+	defer a.progress(f)()
+	return measure.PubSub(ctx, c, to.String(), listened(to), f.Options)
+}
+
+func (a *app) benchLatency(ctx context.Context, c *trunkline.Client, to address.Address, f *benchFlags) (measure.Result, error) {
+	defer a.progress(f)()
+	return measure.RoundTrip(ctx, c, to.String(), listened(to), f.Options)
+}
+
+func (a *app) printMeasured(r measure.Result, asCSV bool) error {
+	switch {
+	case a.json:
+		return a.printJSON(r)
+	case asCSV:
+		return writeCSV(a.out, r)
+	}
+	verb, n, of := "acknowledged", r.Acknowledged, r.Sent
+	if r.Bench == "consume" {
+		fmt.Fprintf(a.out, "%d records received", r.Received)
+	} else {
+		fmt.Fprintf(a.out, "%d of %d records %s%s", n, of, verb, reached(r.Durability))
+		if r.Bench != "produce" {
+			fmt.Fprintf(a.out, ", %d delivered", r.Received)
 		}
 	}
-	return f.count
-}
-
-// payload is a value that no compression makes much smaller, the same each time.
-func payload(size int) []byte {
-	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
-	random := rand.New(rand.NewPCG(8, 765))
-	b := make([]byte, size)
-	for i := range b {
-		b[i] = letters[random.IntN(len(letters))]
-	}
-	return b
-}
-
-func (m *meter) fail(err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.failLocked(err)
-}
-
-func (m *meter) failLocked(err error) {
-	if m.failed == nil {
-		m.failed = err
-		close(m.stop)
-	}
-}
-
-// begunMax is when the begin times of answered records are let go.
-const begunMax = 1 << 16
-
-// take is told each record's outcome.
-func (m *meter) take(ack trunkline.Ack, err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	took := time.Since(m.begun[m.oldest])
-	if m.oldest++; m.oldest >= begunMax && m.oldest > len(m.begun)/2 {
-		m.begun = m.begun[:copy(m.begun, m.begun[m.oldest:])]
-		m.oldest = 0
-	}
-	if m.room != nil {
-		<-m.room // it holds a slot of this record
-	}
-	number := m.answered
-	m.answered++
-	if err != nil {
-		m.failLocked(fmt.Errorf("record %d: %w", number, err))
-		return
-	}
-	m.acked++
-	m.durability[ack.Durability]++
-	m.latency.add(took)
-	where := place{ack.Topic, ack.Partition}
-	if want, known := m.next[where]; known && ack.Offset != want {
-		m.failLocked(fmt.Errorf("record %d was acknowledged as %s/%d@%d, behind %d: somebody else publishes there, or records are missing",
-			number, ack.Topic, ack.Partition, ack.Offset, want-1))
-	}
-	m.next[where] = ack.Offset + 1
-}
-
-// produced is what bench produce prints as JSON.
-type produced struct {
-	Address          string         `json:"address"`
-	Sent             int            `json:"sent"`
-	Acknowledged     int            `json:"acknowledged"`
-	Durability       map[string]int `json:"durability"`
-	Partitions       int            `json:"partitions"` // that got records
-	Size             int            `json:"size"`
-	Seconds          float64        `json:"seconds"`
-	RecordsPerSecond float64        `json:"records_per_second"`
-	BytesPerSecond   float64        `json:"bytes_per_second"` // of values
-	Latency          quantiles      `json:"latency_ms"`
-}
-
-// quantiles are milliseconds from a record's publish to its answer.
-type quantiles struct {
-	P50  float64 `json:"p50"`
-	P90  float64 `json:"p90"`
-	P99  float64 `json:"p99"`
-	P999 float64 `json:"p999"`
-	Max  float64 `json:"max"`
-}
-
-func (m *meter) report(to string, size, sent int, took time.Duration) produced {
-	ms := func(q float64) float64 { return float64(m.latency.quantile(q).Microseconds()) / 1000 }
-	rate := float64(m.acked) / took.Seconds()
-	return produced{
-		Address: to, Sent: sent, Acknowledged: m.acked, Durability: m.durability, Partitions: len(m.next), Size: size,
-		Seconds: took.Seconds(), RecordsPerSecond: rate, BytesPerSecond: rate * float64(size),
-		Latency: quantiles{P50: ms(0.5), P90: ms(0.9), P99: ms(0.99), P999: ms(0.999), Max: ms(1)},
-	}
-}
-
-func (a *app) printProduced(p produced) error {
-	if a.json {
-		return a.printJSON(p)
-	}
-	fmt.Fprintf(a.out, "%d of %d records acknowledged%s, partitions: %d, %s each, in %.2f s\n",
-		p.Acknowledged, p.Sent, reached(p.Durability), p.Partitions, humanize.IBytes(uint64(p.Size)), p.Seconds)
-	fmt.Fprintf(a.out, "%s records/s, %.1f MB/s\n", humanize.Comma(int64(p.RecordsPerSecond)), p.BytesPerSecond/1e6)
-	_, err := fmt.Fprintf(a.out, "answered within (ms): half %.3f, 90 %% %.3f, 99 %% %.3f, 99.9 %% %.3f, all %.3f\n",
-		p.Latency.P50, p.Latency.P90, p.Latency.P99, p.Latency.P999, p.Latency.Max)
-	return err
-}
-
-// histogramSteps divide each power of two: a quantile is off by at most 1/32.
-const histogramSteps = 32
-
-// histogram counts durations in buckets that grow with them.
-type histogram struct {
-	counts []int // by bucket
-	total  int
-	max    time.Duration
-}
-
-func (h *histogram) add(d time.Duration) {
-	i := bucket(d)
-	if i >= len(h.counts) {
-		h.counts = slices.Grow(h.counts, i+1-len(h.counts))[:i+1]
-	}
-	h.counts[i]++
-	h.total++
-	h.max = max(h.max, d)
-}
-
-// bucket numbers the durations: below histogramSteps nanoseconds each has its own, from there on each power of two has
-// histogramSteps of them.
-func bucket(d time.Duration) int {
-	power := 0
-	for d >= 2*histogramSteps {
-		d >>= 1
-		power++
-	}
-	return power*histogramSteps + int(max(d, 0))
-}
-
-// top is the longest duration of a bucket.
-func top(bucket int) time.Duration {
-	if bucket < 2*histogramSteps {
-		return time.Duration(bucket)
-	}
-	power := bucket/histogramSteps - 1
-	return time.Duration(bucket-power*histogramSteps+1)<<power - 1
-}
-
-// quantile returns a duration that the share q of all do not exceed; 0 without any.
-func (h *histogram) quantile(q float64) time.Duration {
-	rest := int(math.Ceil(q * float64(h.total)))
-	for i, n := range h.counts {
-		if rest -= n; rest <= 0 && n > 0 {
-			return min(top(i), h.max)
+	fmt.Fprintf(a.out, ", partitions: %d, %s each, in %.2f s\n", r.Partitions, humanize.IBytes(uint64(r.Size)), r.Seconds)
+	fmt.Fprintf(a.out, "%s records/s, %.1f MB/s\n", humanize.Comma(int64(r.RecordsPerSecond)), r.BytesPerSecond/1e6)
+	for _, l := range []struct {
+		what string
+		*measure.Latency
+	}{{"answered", r.Answered}, {"delivered", r.Delivered}} {
+		if l.Latency != nil {
+			fmt.Fprintf(a.out, "%s within (ms): half %.3f, 90 %% %.3f, 99 %% %.3f, 99.9 %% %.3f, all %.3f\n", l.what, l.P50, l.P90, l.P99, l.P999, l.Max)
 		}
 	}
-	return h.max
+	return a.out.Flush()
+}
+
+// writeCSV writes a line of names and one of values. A latency that was not measured is empty.
+func writeCSV(w io.Writer, r measure.Result) error {
+	names := []string{"bench", "address", "sent", "acknowledged", "received", "partitions", "size", "rate", "seconds", "records_per_second", "bytes_per_second"}
+	number := func(f float64) string { return strconv.FormatFloat(f, 'f', -1, 64) }
+	values := []string{r.Bench, r.Address, strconv.Itoa(r.Sent), strconv.Itoa(r.Acknowledged), strconv.Itoa(r.Received), strconv.Itoa(r.Partitions),
+		strconv.Itoa(r.Size), number(r.Rate), number(r.Seconds), number(r.RecordsPerSecond), number(r.BytesPerSecond)}
+	for _, l := range []struct {
+		what string
+		*measure.Latency
+	}{{"latency", r.Answered}, {"delivery", r.Delivered}} {
+		for _, q := range []string{"mean", "p50", "p90", "p99", "p999", "p9999", "max"} {
+			names = append(names, l.what+"_ms_"+q)
+		}
+		if l.Latency == nil {
+			values = append(values, make([]string, 7)...)
+			continue
+		}
+		for _, v := range []float64{l.Mean, l.P50, l.P90, l.P99, l.P999, l.P9999, l.Max} {
+			values = append(values, number(v))
+		}
+	}
+	c := csv.NewWriter(w)
+	return c.WriteAll([][]string{names, values})
+}
+
+const (
+	progressEvery = 250 * time.Millisecond
+	progressWidth = 30
+)
+
+// progress draws a bar on standard error while a measurement runs, if that is a terminal and people read the result. What
+// it returns ends it.
+func (a *app) progress(f *benchFlags) (end func()) {
+	if a.json || f.csv || a.env("TERM") == "dumb" || !a.terminal(a.streams.err) {
+		return func() {}
+	}
+	var done atomic.Int64
+	f.Progress = func(n int) { done.Store(int64(n)) }
+	stop := make(chan struct{})
+	var drawer sync.WaitGroup
+	drawer.Go(func() {
+		start := time.Now()
+		tick := time.NewTicker(progressEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				fmt.Fprintf(a.streams.err, "\r%s\x1b[K", bar(int(done.Load()), f.Count, time.Since(start)))
+			case <-stop:
+				fmt.Fprint(a.streams.err, "\r\x1b[K") // the result stands alone
+				return
+			}
+		}
+	})
+	return func() { close(stop); drawer.Wait() }
+}
+
+// bar is one state of a progress bar.
+func bar(done, count int, took time.Duration) string {
+	share := min(1, float64(done)/float64(count))
+	full := int(share * progressWidth)
+	return fmt.Sprintf("[%s%s] %3.0f %%  %s/%s  %s records/s", strings.Repeat("=", full), strings.Repeat(" ", progressWidth-full), share*100,
+		humanize.Comma(int64(done)), humanize.Comma(int64(count)), humanize.Comma(int64(float64(done)/max(took.Seconds(), 1e-3))))
 }

@@ -46,19 +46,54 @@ func msg(address, body string) string {
 	return fmt.Sprintf("< MSG %s 0 %d\n< %s\n", address, len(body), body)
 }
 
+// follow is what a subscription that outlives its connection begins with, for the topic one.
+func follow(addr string) string {
+	name, _, positioned := strings.Cut(addr, "@")
+	from := addr
+	if !positioned {
+		from += "@latest"
+	}
+	ask := "> METADATA " + name + "\n> OFFSETS " + from + "\n"
+	answer := data(`{"cluster":"c","brokers":[],"topics":[`+topicJSON+`]}`) + data(`{"topic":"one","partitions":[]}`)
+	if strings.Contains(name, "*") { // no single topic
+		ask, answer = "", ""
+	}
+	return ask + "> SUB " + addr + " 1\n" + answer
+}
+
 const (
 	topicJSON = `{"name":"one","id":"00ff","settings":{"partitions":2,"sync":"batch"},"plan":{"version":1,"kind":"murmur2","partitions":2},"partitions":[{"partition":0,"leader":1,"epoch":0,"replicas":[1],"isr":[1],"log_start":0,"high_watermark":3,"log_end":3,"bytes":99,"segments":1},{"partition":1,"leader":1,"epoch":0,"replicas":[1],"isr":[1],"log_start":4,"high_watermark":5,"log_end":5,"bytes":9,"segments":1}]}`
 	emptyJSON = `{"name":"one","partitions":[{"partition":0,"leader":1,"epoch":0,"replicas":[1],"isr":[1],"log_start":0,"high_watermark":0,"log_end":0,"bytes":0,"segments":1}]}`
 )
 
-func TestCommands(t *testing.T) {
-	cases := []struct {
-		name    string
-		args    string // split at blanks
-		in      string
-		scripts []string // after the handshakes
-		want    outcome
-	}{
+// commandCase is one command line on scripted connections.
+type commandCase struct {
+	name    string
+	args    string // split at blanks
+	in      string
+	scripts []string // after the handshakes
+	want    outcome
+}
+
+func runCommands(t *testing.T, cases []commandCase) {
+	t.Helper()
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			var scripts []string
+			for _, s := range tc.scripts {
+				scripts = append(scripts, named+s)
+			}
+			args := append(strings.Fields(tc.args), "-s", scripted.Start(t, scripts...))
+			got := runWith(t, t.Context(), strings.NewReader(tc.in), args...)
+			if got.code != tc.want.code || got.out != tc.want.out || !strings.HasSuffix(got.err, tc.want.err) || (tc.want.err == "") != (got.err == "") {
+				t.Errorf("%d\n%q\n%q\nwant %d\n%q\n%q", got.code, got.out, got.err, tc.want.code, tc.want.out, tc.want.err)
+			}
+		})
+	}
+}
+
+func TestTopicCommands(t *testing.T) {
+	runCommands(t, []commandCase{
 		{"create", "topic create one --partitions 2 --set b=2 --set a=1", "", []string{"> TOPIC CREATE one partitions=2 a=1 b=2\n< +OK one\n> TOPIC INFO one\n" + data(topicJSON)},
 			outcome{0, "created one, partitions: 2\n", ""}},
 		{"create json", "--json topic create one", "", []string{"> TOPIC CREATE one\n< +OK one\n> TOPIC INFO one\n" + data(topicJSON)},
@@ -80,7 +115,11 @@ func TestCommands(t *testing.T) {
 		{"rm json", "topic rm one --json", "", []string{"> TOPIC DELETE one\n< +OK one"}, outcome{0, "{\"name\":\"one\"}\n", ""}},
 		{"not allowed", "topic rm one", "", []string{"> TOPIC DELETE one\n< -ERR NOT_ALLOWED 'no; ask'"},
 			outcome{4, "", "trunkline: delete topic one: NOT_ALLOWED: no; ask\n"}},
+	})
+}
 
+func TestPubCommands(t *testing.T) {
+	runCommands(t, []commandCase{
 		{"pub", "pub one hello", "", []string{"> PUB one 5\n> hello\n< +OK one/1@17 disk"}, outcome{0, "one/1@17 disk\n", ""}},
 		{"pub json", "pub one hello --json", "", []string{"> PUB one 5\n> hello\n< +OK one/1@17 disk"},
 			outcome{0, `{"topic":"one","partition":1,"offset":17,"durability":"disk"}` + "\n", ""}},
@@ -91,21 +130,55 @@ func TestCommands(t *testing.T) {
 		{"pub count", "pub one x --count 2", "", []string{"> PUB one 1\n> x\n> PUB one 1\n> x\n< +OK one/1@0 disk\n< +OK one/1@1 disk"},
 			outcome{0, "one/1@0 disk\none/1@1 disk\n", ""}},
 		{"pub refused", "pub one x --count 2", "", []string{"> PUB one 1\n> x\n> PUB one 1\n> x\n< -ERR TIMEOUT 'late; look'\n< +OK one/1@1 disk"},
-			outcome{1, "one/1@1 disk\n", "trunkline: TIMEOUT: late; look\n"}},
+			outcome{1, "one/1@1 disk\n", "1 of 2 records acknowledged\ntrunkline: TIMEOUT: late; look\n"}},
 		{"pub to no partition", "pub one/9 x", "", []string{"> PUB one/9 1\n> x\n< -ERR UNKNOWN_PARTITION 'no; yes'"},
 			outcome{5, "", "trunkline: UNKNOWN_PARTITION: no; yes\n"}},
 		{"pub too much", "pub one", strings.Repeat("x", 101), []string{""},
-			outcome{1, "", "trunkline: record too large: standard input is longer than the 100 bytes the server takes; --lines makes records of its lines\n"}},
+			outcome{1, "", "trunkline: record too large: the input is longer than the 100 bytes the server takes; --lines makes records of its lines\n"}},
+	})
+}
 
-		{"sub", "sub one@earliest -c 2", "", []string{"", "> SUB one@earliest 1\n< +OK\n" + msg("one/0@0", "a\x00b") + msg("one/1@0", "") + msg("one/1@1", "not asked for")},
-			outcome{0, "a\x00b\n\n", ""}},
-		{"sub json", "sub one@earliest -c 1 --json", "", []string{"", "> SUB one@earliest 1\n< +OK\n" + msg("one/0@0", "ab")},
-			outcome{0, `{"topic":"one","partition":0,"offset":0,"timestamp":"1970-01-01T00:00:00.000Z","key":null,"value":"ab","headers":{}}` + "\n", ""}},
-		{"sub over damage", "sub one -c 2", "", []string{"", "> SUB one 1\n< +OK\n" + msg("one/0@0", "a") + "< -ERR ASYNC CORRUPT 'SUB one/0@1: bad'\n" + msg("one/0@2", "b")},
-			outcome{1, "a\nb\n", "trunkline: CORRUPT: SUB one/0@1: bad\ntrunkline: CORRUPT: SUB one/0@1: bad\n"}},
-		{"sub refused", "sub one*", "", []string{"", "> SUB one* 1\n< -ERR NOT_SUPPORTED 'later; wait'"},
+func TestReadCommands(t *testing.T) {
+	runCommands(t, []commandCase{
+		{"sub", "sub one@earliest -c 2", "", []string{"", follow("one@earliest") + "< +OK\n" + msg("one/0@0", "a\x00b") + msg("one/1@0", "") + msg("one/1@1", "not asked for")},
+			outcome{0, "a\x00b\n\n", "next one/0@1 one/1@1\n"}},
+		{"sub json", "sub one@earliest -c 1 --json", "", []string{"", follow("one@earliest") + "< +OK\n" + msg("one/0@0", "ab")},
+			outcome{0, `{"topic":"one","partition":0,"offset":0,"timestamp":"1970-01-01T00:00:00.000Z","key":null,"value":"ab","headers":{}}` + "\n", "next one/0@1\n"}},
+		{"sub over damage", "sub one -c 2", "", []string{"", follow("one") + "< +OK\n" + msg("one/0@0", "a") + "< -ERR ASYNC CORRUPT 'SUB one/0@1: bad'\n" + msg("one/0@2", "b")},
+			outcome{1, "a\nb\n", "trunkline: CORRUPT: SUB one/0@1: bad\nnext one/0@3\ntrunkline: CORRUPT: SUB one/0@1: bad\n"}},
+		{"sub refused", "sub one*", "", []string{"", follow("one*") + "< -ERR NOT_SUPPORTED 'later; wait'"},
 			outcome{1, "", "trunkline: subscribe to one*: NOT_SUPPORTED: later; wait\n"}},
 
+		{"create with bad settings", "topic create one --set b=2", "", []string{"> TOPIC CREATE one b=2\n< -ERR BAD_SETTING 'no b; a'"},
+			outcome{2, "", "trunkline: create topic one: BAD_SETTING: no b; a\n"}},
+		{"alter partitions", "topic alter one --partitions 2 --set a=1", "", []string{"> TOPIC ALTER one a=1 partitions=2\n< +OK one\n> TOPIC INFO one\n" + data(emptyJSON)},
+			outcome{0, "topic one, id \n  PARTITION  LEADER  LOG START  HIGH WATERMARK  LOG END  BYTES  SEGMENTS\n          0       1          0               0        0      0         1\n", ""}},
+		{"trim", "topic trim one/0@2", "", []string{"> TOPIC TRIM one/0@2\n< +OK one/0@2"}, outcome{0, "one/0@2 is the first record now\n", ""}},
+		{"trim json", "topic trim one/0@2 --json", "", []string{"> TOPIC TRIM one/0@2\n< +OK one/0@2"}, outcome{0, `{"log_start":"one/0@2"}` + "\n", ""}},
+		{"trim dry", "topic trim one/1@1h --dry-run", "", []string{"> TOPIC INFO one\n" + data(topicJSON), "> GET one/1@1h 1\n" + msg("one/1@4", "d") + "< +OK one/1@5"},
+			outcome{0, "one/1@4 would be the first record; records that would be lost: 0\n", ""}},
+		{"trim dry to the end", "topic trim one/0@latest --dry-run --json", "", []string{"> TOPIC INFO one\n" + data(topicJSON), "> GET one/0@latest 1\n< +OK one/0@3"},
+			outcome{0, `{"dry_run":true,"topic":"one","log_start":"one/0@3","records":3}` + "\n", ""}},
+		{"rm dry", "topic rm one --dry-run", "", []string{"> TOPIC INFO one\n" + data(topicJSON)}, outcome{0, "one would be deleted; partitions: 2, records that would be lost: 4, 108 B\n", ""}},
+		{"rm dry json", "topic rm one --dry-run --json", "", []string{"> TOPIC INFO one\n" + data(topicJSON)},
+			outcome{0, `{"dry_run":true,"topic":"one","records":4,"bytes":108}` + "\n", ""}},
+
+		{"pub template", "pub one x{{.Count}} --key k{{.Count}} --count 2", "", []string{"> HPUB one 21 23\n> NATS/1.0\n> Key: k1\n>\n> x1\n> HPUB one 21 23\n> NATS/1.0\n> Key: k2\n>\n> x2\n< +OK one/1@0 disk\n< +OK one/1@1 disk"},
+			outcome{0, "one/1@0 disk\none/1@1 disk\n", ""}},
+		{"pub braces that are no template", "pub one x{{", "", []string{"> PUB one 3\n> x{{\n< +OK one/1@0 disk"}, outcome{0, "one/1@0 disk\n", ""}},
+		{"pub braces many times", "pub one x{{ --count 1 --template=false", "", []string{"> PUB one 3\n> x{{\n< +OK one/1@0 disk"}, outcome{0, "one/1@0 disk\n", ""}},
+		{"pub null", "pub one --null --key k", "", []string{"> HPUB one 38 38\n> NATS/1.0\n> Key: k\n> Null-Value: true\n>\n>\n< +OK one/1@0 disk"}, outcome{0, "one/1@0 disk\n", ""}},
+		{"pub binary key", "pub one x --key-base64 /w==", "", []string{"> HPUB one 30 31\n> NATS/1.0\n> Key-Base64: /w==\n>\n> x\n< +OK one/1@0 disk"}, outcome{0, "one/1@0 disk\n", ""}},
+		{"pub stopped tells how far it came", "pub one x --count 3", "", []string{"> PUB one 1\n> x\n> PUB one 1\n> x\n> PUB one 1\n> x\n< +OK one/0@0 disk\ncut"},
+			outcome{1, "one/0@0 disk\n", "outcome unknown: server closed the connection\n"}},
+
+		{"sub format", `sub one@earliest -c 1 -f %t/%p@%o=%v|`, "", []string{"", follow("one@earliest") + "< +OK\n" + msg("one/0@0", "ab")}, outcome{0, "one/0@0=ab|", "next one/0@1\n"}},
+		{"get format", `get one -c 1 --format %v\x00`, "", []string{"", "> GET one 1\n" + msg("one/0@0", "ab") + "< +OK one/0@1"}, outcome{0, "ab\x00", "next one/0@1\n"}},
+		{"sub wildcards to the end", "sub one.*@earliest --exit", "", []string{"> TOPIC LIST\n" + data(`{"topics":[{"name":"one.b"},{"name":"one"},{"name":"one.a.x"},{"name":"one.a"}]}`) +
+			"> TOPIC INFO one.a\n" + data(strings.ReplaceAll(emptyJSON, `"one"`, `"one.a"`)) + "> TOPIC INFO one.b\n" + data(strings.ReplaceAll(emptyJSON, `"one"`, `"one.b"`))}, outcome{0, "", ""}},
+
+		{"sub wildcards that match nothing", "sub no.>@earliest --exit", "", []string{"> TOPIC LIST\n" + data(`{"topics":[{"name":"one"},{"name":"no"}]}`)},
+			outcome{5, "", "trunkline: UNKNOWN_TOPIC: no topic matches no.>; trunkline topic ls lists them\n"}},
 		{"sub to the end", "sub one@earliest --exit", "", []string{"> TOPIC INFO one\n" + data(topicJSON),
 			"> GET one/0@earliest 3\n" + msg("one/0@0", "a") + msg("one/0@1", "b") + "< +OK one/0@2",
 			"> GET one/0@2 1\n" + msg("one/0@2", "c") + "< +OK one/0@3",
@@ -120,7 +193,7 @@ func TestCommands(t *testing.T) {
 		{"sub to the end beyond the last record", "sub one/0@1h --exit", "", []string{"> TOPIC INFO one\n" + data(topicJSON), "> GET one/0@1h 3\n< +OK one/0@3"},
 			outcome{0, "", ""}},
 		{"sub to the end of a partition that is not there", "sub one/7@earliest --exit", "", []string{"> TOPIC INFO one\n" + data(topicJSON)},
-			outcome{5, "", "trunkline: UNKNOWN_PARTITION: topic one has the partitions 0 to 1, not 7\n"}},
+			outcome{5, "", "trunkline: UNKNOWN_PARTITION: topic one has the partitions 0 to 1, not 7; name one of these\n"}},
 		{"sub to the end without getting anywhere", "sub one/0@earliest --exit", "", []string{"> TOPIC INFO one\n" + data(topicJSON), "> GET one/0@earliest 3\n< +OK one/0@0", "> GET one/0@0 3\n< +OK one/0@0"},
 			outcome{1, "", "trunkline: one/0@0 has no records before 0, though its high watermark is 3\n"}},
 		{"sub to the end from now", "sub one/0 --exit", "", []string{"> TOPIC INFO one\n" + data(topicJSON), "> GET one/0@latest 3\n< +OK one/0@3"},
@@ -129,20 +202,7 @@ func TestCommands(t *testing.T) {
 		{"get", "get one -c 2", "", []string{"", "> GET one 2\n" + msg("one/0@0", "a") + msg("one/1@4", "d") + "< +OK one/0@1 one/1@5"},
 			outcome{0, "a\nd\n", "next one/0@1 one/1@5\n"}},
 		{"get missing", "get no", "", []string{"", "> GET no 10\n< -ERR UNKNOWN_TOPIC 'no; yes'"}, outcome{5, "", "trunkline: get no: UNKNOWN_TOPIC: no; yes\n"}},
-	}
-	for _, tc := range cases {
-		t.Run(tc.name, func(t *testing.T) {
-			var scripts []string
-			for _, s := range tc.scripts {
-				scripts = append(scripts, named+s)
-			}
-			args := append(strings.Fields(tc.args), "-s", scripted.Start(t, scripts...))
-			got := runWith(t, t.Context(), strings.NewReader(tc.in), args...)
-			if got.code != tc.want.code || got.out != tc.want.out || !strings.HasSuffix(got.err, tc.want.err) || (tc.want.err == "") != (got.err == "") {
-				t.Errorf("%d\n%q\n%q\nwant %d\n%q\n%q", got.code, got.out, got.err, tc.want.code, tc.want.out, tc.want.err)
-			}
-		})
-	}
+	})
 }
 
 func TestPublishLines(t *testing.T) {
@@ -168,7 +228,7 @@ func TestPublishLinesTellsWhichLineIsTooLong(t *testing.T) {
 	in := strings.Repeat("y", 100) + "\n" + strings.Repeat("x", 101) + "\nz\n"
 	script := named + "> PUB one 100\n> " + strings.Repeat("y", 100) + "\n> PING\n< +OK one/0@0 disk\n< PONG"
 	got := runWith(t, t.Context(), strings.NewReader(in), "pub", "one", "--lines", "-s", scripted.Start(t, script))
-	if got.code != 1 || !strings.HasPrefix(got.err, "1 of 1 records") || !strings.Contains(got.err, "line 2: record too large") {
+	if got.code != 1 || !strings.HasPrefix(got.err, "1 of 2 records") || !strings.Contains(got.err, "line 2: record too large") {
 		t.Errorf("%+v", got)
 	}
 	script = named + "> PING\n< PONG"
@@ -221,8 +281,12 @@ func TestLineReader(t *testing.T) {
 func TestWrongUsage(t *testing.T) {
 	for _, args := range []string{
 		"", "topic", "nonsense", "--nonsense", "pub", "pub one a b", "pub one x --lines", "pub one --lines --count 2", "pub one x --count 0",
+		"pub one x --null", "pub one --null --lines", "pub one --lines --records", "pub one x --file f", "pub one x --key a --key-base64 YQ==", "pub one x --key-base64 ?",
+		"pub one --lines --key-delimiter : --key k", "pub one x --key-delimiter :", "pub one x --keep-going", "pub one --records --key k", "pub one x --count x",
+		"sub one -f %z", "sub one -f %v --json", "topic trim one", "topic trim one/0", "topic alter one", "topic create one --partitions 0", "topic ls -s a --context b",
+		"context add", "context add a/b x", "context add a http://x", "completion", "completion csh", "errors A B", "topic ls --context nowhere",
 		"pub one x -H nonsense", "pub one@3 x", "pub a/x y", "sub", "sub one#k", "sub one@yesterday", "sub one -c 0", "get one -c -1", "get one#k",
-		"topic create", "topic create one --set x", "topic create one --set x=1 --set x=2", "topic create one --replicas 3", "pub one x --acks 0",
+		"topic create", "topic create one --set x", "topic create one --set x=1 --set x=2", "topic create one --replicas 3",
 		"sub one --group g", "version x", "topic nonsense", "topic ls -s http://x", "topic ls -s a:b:c",
 	} {
 		got := runWith(t, t.Context(), strings.NewReader(""), strings.Fields(args)...)
@@ -274,9 +338,9 @@ func TestInterruptEndsACommand(t *testing.T) {
 		defer cancel()
 		var errs bytes.Buffer
 		out := writerFunc(func(b []byte) (int, error) { cancel(); return len(b), nil }) // the record was flushed at once
-		args := []string{"sub", "one", "-s", scripted.Start(t, named, named+"> SUB one 1\n< +OK\n"+msg("one/0@0", "a"))}
+		args := []string{"sub", "one", "-s", scripted.Start(t, named, named+follow("one")+"< +OK\n"+msg("one/0@0", "a"))}
 		code := run(ctx, args, streams{out: out, err: &errs, env: func(string) string { return "" }})
-		if code != 130 || errs.Len() > 0 {
+		if code != 130 || errs.String() != "next one/0@1\n" {
 			t.Errorf("%d, %q", code, errs.String())
 		}
 	})
@@ -313,7 +377,7 @@ func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 func TestOutputThatFailsFailsTheCommand(t *testing.T) {
 	var errs bytes.Buffer
 	full := writerFunc(func([]byte) (int, error) { return 0, io.ErrShortWrite })
-	args := []string{"sub", "one", "-s", scripted.Start(t, named, named+"> SUB one 1\n< +OK\n"+msg("one/0@0", "a"))}
+	args := []string{"sub", "one", "-s", scripted.Start(t, named, named+follow("one")+"< +OK\n"+msg("one/0@0", "a"))}
 	if code := run(t.Context(), args, streams{out: full, err: &errs, env: func(string) string { return "" }}); code != 1 || errs.Len() == 0 {
 		t.Errorf("%d, %q", code, errs.String())
 	}

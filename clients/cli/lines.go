@@ -2,16 +2,209 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math/rand/v2"
 	"os"
+	"regexp"
+	"slices"
+	"text/template"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
+	"github.com/trunkline-mq/trunkline/protocol/line"
 )
+
+// lineSource makes records of the lines of its input.
+type lineSource struct {
+	lines     *lineReader
+	m         trunkline.Message // what the records have in common
+	records   bool              // a line is a record in JSON
+	delimiter []byte            // between key and value; empty for none
+}
+
+func newLineSource(in io.Reader, limit int, f *pubFlags, m trunkline.Message) *lineSource {
+	if f.records {
+		limit = recordLineFactor*limit + recordLineExtra
+	}
+	return &lineSource{lines: newLineReader(in, limit), m: m, records: f.records, delimiter: []byte(f.delimiter)}
+}
+
+// A record in JSON is larger than what it says: a byte may take six, as \u0000 does, and the names of the fields come on
+// top. The record itself is measured by the client.
+const (
+	recordLineFactor = 6
+	recordLineExtra  = 4 << 10
+)
+
+// lineError is a fault of one line: the ones behind it can be read.
+type lineError struct{ err error }
+
+func (e *lineError) Error() string { return e.err.Error() }
+func (e *lineError) Unwrap() error { return e.err }
+
+// errNoRecord is the error for a line that is no record.
+var errNoRecord = errors.New("not a record")
+
+// number is how many lines were read.
+func (s *lineSource) number() int { return s.lines.number }
+
+// next returns the next record, valid until the next call, and the number of its line; io.EOF after the last one.
+func (s *lineSource) next() (*trunkline.Message, int, error) {
+	text, err := s.lines.next()
+	if err != nil {
+		return nil, s.lines.number, err
+	}
+	switch {
+	case s.records:
+		if s.m, err = readRecord(text); err != nil {
+			return nil, s.lines.number, &lineError{err}
+		}
+	case len(s.delimiter) > 0:
+		key, value, ok := bytes.Cut(text, s.delimiter)
+		if !ok {
+			return nil, s.lines.number, &lineError{fmt.Errorf("%w: the key delimiter %q is not in it", errNoRecord, s.delimiter)}
+		}
+		s.m.Key, s.m.Value = key, value
+	default:
+		s.m.Value = text
+	}
+	return &s.m, s.lines.number, nil
+}
+
+// recordLine is a record in the protocol's JSON. Where it lay is read over: a record is published anew.
+type recordLine struct {
+	Topic       json.RawMessage     `json:"topic"`
+	Partition   json.RawMessage     `json:"partition"`
+	Offset      json.RawMessage     `json:"offset"`
+	Timestamp   *time.Time          `json:"timestamp"`
+	Key         *string             `json:"key"`
+	KeyBase64   *string             `json:"key_base64"`
+	Value       *string             `json:"value"`
+	ValueBase64 *string             `json:"value_base64"`
+	Headers     map[string][]string `json:"headers"`
+}
+
+// readRecord reads a record in JSON. A misspelt field is a fault: what it says must not be lost in silence.
+func readRecord(text []byte) (m trunkline.Message, err error) {
+	var l recordLine
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&l); err != nil {
+		return m, fmt.Errorf("%w: %v", errNoRecord, err)
+	}
+	if d.More() {
+		return m, fmt.Errorf("%w: there is more behind it", errNoRecord)
+	}
+	if m.Key, err = fieldBytes("key", l.Key, l.KeyBase64); err != nil {
+		return m, err
+	}
+	if m.Value, err = fieldBytes("value", l.Value, l.ValueBase64); err != nil {
+		return m, err
+	}
+	if l.Timestamp != nil {
+		m.Timestamp = *l.Timestamp
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.Headers)) {
+		for _, value := range l.Headers[name] {
+			m.Headers = append(m.Headers, trunkline.Header{Name: name, Value: []byte(value)})
+		}
+	}
+	return m, nil
+}
+
+func fieldBytes(name string, text, base *string) ([]byte, error) {
+	switch {
+	case text != nil && base != nil:
+		return nil, fmt.Errorf("%w: it has both %s and %s_base64", errNoRecord, name, name)
+	case text != nil:
+		return []byte(*text), nil
+	case base == nil:
+		return nil, nil
+	}
+	b, err := base64.StdEncoding.DecodeString(*base)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s_base64 is no base64", errNoRecord, name)
+	}
+	return b, nil
+}
+
+// repeated is what a template knows of its record.
+type repeated struct{ Count int }
+
+// Time is the time of day, RFC 3339 with milliseconds.
+func (repeated) Time() string { return time.Now().UTC().Format(line.TimeLayout) }
+
+// Unix is the time in seconds.
+func (repeated) Unix() int64 { return time.Now().Unix() }
+
+// randomMax bounds what a template makes up.
+const randomMax = 1 << 20
+
+func randomText(n int) (string, error) {
+	if n < 0 || n > randomMax {
+		return "", fmt.Errorf("random %d is not from 0 to %d", n, randomMax)
+	}
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = letters[rand.IntN(len(letters))]
+	}
+	return string(b), nil
+}
+
+// newRepeater returns what makes one record after the other. Texts without {{ are left as they are.
+func newRepeater(m trunkline.Message, templates bool) (func() (*trunkline.Message, error), error) {
+	fixed := func() (*trunkline.Message, error) { return &m, nil }
+	if !templates {
+		return fixed, nil
+	}
+	var fields []func(data repeated) error
+	executing := regexp.MustCompile(`^template: .* at | in type main\.\w+$`) // where in this program it happened
+	add := func(what string, field *[]byte) error {
+		if !bytes.Contains(*field, []byte("{{")) {
+			return nil
+		}
+		t, err := template.New(what).Option("missingkey=error").Funcs(template.FuncMap{"random": randomText}).Parse(string(*field))
+		if err != nil {
+			return fmt.Errorf("%s is no template: %w; --template=false leaves it as it is", what, err)
+		}
+		fields = append(fields, func(data repeated) error {
+			var b bytes.Buffer
+			if err := t.Execute(&b, data); err != nil {
+				return fmt.Errorf("%s: %s; there are .Count, .Time, .Unix and random N", what, executing.ReplaceAllString(err.Error(), ""))
+			}
+			*field = b.Bytes()
+			return nil
+		})
+		return nil
+	}
+	err := errors.Join(add("BODY", &m.Value), add("key", &m.Key))
+	for i := range m.Headers {
+		err = errors.Join(err, add("header "+m.Headers[i].Name, &m.Headers[i].Value))
+	}
+	if err != nil || len(fields) == 0 {
+		return fixed, err
+	}
+	number := 0
+	return func() (*trunkline.Message, error) {
+		number++
+		for _, field := range fields {
+			if err := field(repeated{number}); err != nil {
+				return nil, &usageError{err}
+			}
+		}
+		return &m, nil
+	}, nil
+}
 
 // lineReader cuts its input at LF and nowhere else. It holds one line.
 type lineReader struct {
@@ -28,7 +221,8 @@ func newLineReader(in io.Reader, limit int) *lineReader {
 	return &lineReader{in: bufio.NewReaderSize(in, readBytes), limit: limit}
 }
 
-// next returns the next line without its LF, never nil; it is valid until the next call. io.EOF after the last one.
+// next returns the next line without its LF, never nil; it is valid until the next call. io.EOF after the last one. A
+// line above the limit is a *lineError, and the next call goes on behind it.
 func (r *lineReader) next() ([]byte, error) {
 	r.long = r.long[:0]
 	for {
@@ -38,14 +232,18 @@ func (r *lineReader) next() ([]byte, error) {
 			part = part[:len(part)-1]
 		}
 		if len(r.long)+len(part) > r.limit {
-			return nil, fmt.Errorf("line %d: %w: it is longer than the %d bytes the server takes", r.number+1, trunkline.ErrTooLarge, r.limit)
+			r.number++
+			if err := r.skip(ended, err); err != nil {
+				return nil, err
+			}
+			return nil, &lineError{fmt.Errorf("%w: the line is longer than the %d bytes the server takes", trunkline.ErrTooLarge, r.limit)}
 		}
 		switch {
 		case ended && len(r.long) == 0:
 			r.number++
 			return part, nil
 		case !ended && !errors.Is(err, bufio.ErrBufferFull) && !errors.Is(err, io.EOF):
-			return nil, fmt.Errorf("read standard input after line %d: %w", r.number, err)
+			return nil, r.unreadable(err)
 		case errors.Is(err, io.EOF) && len(r.long)+len(part) == 0:
 			return nil, io.EOF
 		}
@@ -55,6 +253,25 @@ func (r *lineReader) next() ([]byte, error) {
 			return r.long, nil
 		}
 	}
+}
+
+// skip reads to the end of a line, holding nothing of it.
+func (r *lineReader) skip(ended bool, err error) error {
+	for !ended {
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil && !errors.Is(err, bufio.ErrBufferFull):
+			return r.unreadable(err)
+		}
+		_, err = r.in.ReadSlice('\n')
+		ended = err == nil
+	}
+	return nil
+}
+
+func (r *lineReader) unreadable(err error) error {
+	return fmt.Errorf("read the input after line %d: %w", r.number, err)
 }
 
 // pollMillis is how often a wait for input looks whether it was interrupted.

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -20,61 +22,132 @@ import (
 
 // pubFlags are the flags of pub as they were given.
 type pubFlags struct {
-	key     string
-	headers []string
-	lines   bool
-	count   int
+	key, keyBase64 string
+	headers        []string
+	null           bool
+	file           string
+	lines, records bool
+	delimiter      string
+	keepGoing      bool
+	template       bool
+	count          int
 }
 
 func (a *app) pubCommand() *cobra.Command {
 	var f pubFlags
 	cmd := &cobra.Command{
-		Use:   "pub ADDRESS [BODY] [--key K] [-H name:value]… [--count N] | pub ADDRESS --lines",
-		Short: "Publish a record, or every line of standard input as one",
-		Long: "Publish BODY, or all of standard input, as one record, and print where it went.\n" +
-			"With --lines every line of standard input is a record: it ends at LF, a CR is data,\n" +
-			"an empty line is an empty record, and a last line without LF counts.",
+		Use:   "pub ADDRESS [BODY] [--key K] [-H name:value]… [--count N] | pub ADDRESS --lines [--file FILE]",
+		Short: "Publish a record, or every line of a file as one",
+		Long: "Publish BODY, a file, or all of standard input as one record, and print where it went.\n" +
+			"With --lines every line is a record: it ends at LF, a CR is data, an empty line is an empty\n" +
+			"record, and a last line without LF counts. With --records every line is a record in the JSON\n" +
+			"that sub and get print with --json: bytes as key_base64 and value_base64, null as null.\n\n" +
+			"With --count, BODY, key and headers are templates: {{.Count}} is the record's number from 1,\n" +
+			"{{.Time}} the time, {{.Unix}} the time in seconds, {{random 8}} that many letters and digits.",
+		Example: "  trunkline pub orders 'two coffees' --key anna -H colour:green\n" +
+			"  trunkline pub orders --lines --file orders.txt\n" +
+			"  trunkline pub orders 'order {{.Count}}' --key 'customer-{{random 2}}' --count 1000\n" +
+			"  trunkline sub orders@earliest --exit --json | trunkline pub copy --records",
 		Args:                  argCount(1, 2),
 		DisableFlagsInUseLine: true,
+		ValidArgsFunction:     a.completeTopics,
 	}
-	cmd.Flags().StringVar(&f.key, "key", "", "the record's `key`")
+	cmd.Flags().StringVar(&f.key, "key", "", "the record's `KEY`")
+	cmd.Flags().StringVar(&f.keyBase64, "key-base64", "", "the record's key, any bytes, in `BASE64`")
 	cmd.Flags().StringArrayVarP(&f.headers, "header", "H", nil, "a header, `name:value`; may repeat")
-	cmd.Flags().BoolVar(&f.lines, "lines", false, "publish each line of standard input")
+	cmd.Flags().BoolVar(&f.null, "null", false, "publish a record without a value: null, as Kafka's tombstones are")
+	cmd.Flags().StringVar(&f.file, "file", "", "read `FILE` instead of standard input")
+	cmd.Flags().BoolVar(&f.lines, "lines", false, "publish each line of the input")
+	cmd.Flags().BoolVar(&f.records, "records", false, "publish each line of the input, which is a record in JSON")
+	cmd.Flags().StringVar(&f.delimiter, "key-delimiter", "", "with --lines: what is in front of the first `TEXT` of a line is its key")
+	cmd.Flags().BoolVar(&f.keepGoing, "keep-going", false, "with --lines or --records: go on when a line is refused; each is named, and the exit code is 1")
 	cmd.Flags().IntVar(&f.count, "count", 1, "publish the record `N` times")
+	cmd.Flags().BoolVar(&f.template, "template", false, "BODY, key and headers are templates; default where --count is given")
 	var m trunkline.Message
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) (err error) {
-		switch {
-		case f.lines && len(args) > 1:
-			return errors.New("--lines reads standard input; leave BODY out")
-		case f.lines && cmd.Flags().Changed("count"):
-			return errors.New("--lines and --count do not go together")
-		case f.count < 1:
-			return fmt.Errorf("--count %d is less than 1", f.count)
+		if !cmd.Flags().Changed("template") {
+			f.template = cmd.Flags().Changed("count")
 		}
-		if cmd.Flags().Changed("key") {
-			m.Key = []byte(f.key)
+		if err := f.check(cmd, len(args)); err != nil {
+			return err
 		}
-		if m.Headers, err = readHeaders(f.headers); err != nil {
+		if m, err = f.message(cmd); err != nil {
 			return err
 		}
 		_, err = checkAddress(args[0], (*address.Address).ForPublish)
 		return err
 	}
 	cmd.RunE = a.connected(func(ctx context.Context, c *trunkline.Client, args []string) error {
-		if f.lines {
-			return a.publishLines(ctx, c, args[0], m)
+		in, err := a.input(ctx, f.file)
+		if err != nil {
+			return err
 		}
-		if len(args) == 2 {
+		defer in.Close()
+		if f.lines || f.records {
+			return a.publishLines(ctx, c, args[0], newLineSource(in, c.Info().MaxPayload, &f, m), f.keepGoing)
+		}
+		switch {
+		case f.null:
+		case len(args) == 2:
 			m.Value = []byte(args[1])
-		} else {
-			var err error
-			if m.Value, err = a.readBody(ctx, c.Info().MaxPayload); err != nil {
+		default:
+			if m.Value, err = readBody(in, c.Info().MaxPayload); err != nil {
 				return err
 			}
 		}
-		return a.publish(ctx, c, args[0], &m, f.count)
+		next, err := newRepeater(m, f.template)
+		if err != nil {
+			return &usageError{err}
+		}
+		return a.publish(ctx, c, args[0], next, f.count)
 	})
 	return cmd
+}
+
+// check refuses flags that do not go together.
+func (f *pubFlags) check(cmd *cobra.Command, args int) error {
+	many, changed := f.lines || f.records, cmd.Flags().Changed
+	switch {
+	case f.lines && f.records:
+		return errors.New("--lines and --records do not go together: a line is a value or a record in JSON")
+	case many && args > 1:
+		return errors.New("--lines and --records read standard input or a file; leave BODY out")
+	case many && changed("count"):
+		return errors.New("--lines and --records do not go together with --count")
+	case many && f.template:
+		return errors.New("--template is for one record that is published --count times, not for lines")
+	case f.records && (changed("key") || changed("key-base64") || len(f.headers) > 0 || f.null):
+		return errors.New("with --records, key, headers and null stand in the lines")
+	case f.null && (f.lines || args > 1 || f.file != ""):
+		return errors.New("--null is a record without a value; leave the value out")
+	case f.file != "" && args > 1:
+		return errors.New("--file and BODY are both the value; leave one of them out")
+	case changed("key") && changed("key-base64"):
+		return errors.New("--key and --key-base64 are both the key; leave one of them out")
+	case changed("key-delimiter") && (!f.lines || f.delimiter == ""):
+		return errors.New("--key-delimiter cuts the lines of --lines, and is not empty")
+	case changed("key-delimiter") && (changed("key") || changed("key-base64")):
+		return errors.New("--key-delimiter takes the key from the line; leave --key out")
+	case f.keepGoing && !many:
+		return errors.New("--keep-going is for --lines and --records")
+	case f.count < 1:
+		return fmt.Errorf("--count %d is less than 1", f.count)
+	}
+	return nil
+}
+
+// message is what the flags say of every record.
+func (f *pubFlags) message(cmd *cobra.Command) (m trunkline.Message, err error) {
+	if cmd.Flags().Changed("key") {
+		m.Key = []byte(f.key)
+	}
+	if cmd.Flags().Changed("key-base64") {
+		if m.Key, err = base64.StdEncoding.DecodeString(f.keyBase64); err != nil {
+			return m, fmt.Errorf("--key-base64 %q is no base64", f.keyBase64)
+		}
+	}
+	m.Headers, err = readHeaders(f.headers)
+	return m, err
 }
 
 func readHeaders(list []string) ([]trunkline.Header, error) {
@@ -89,141 +162,254 @@ func readHeaders(list []string) ([]trunkline.Header, error) {
 	return headers, nil
 }
 
-// readBody reads all of standard input, at most what the server takes.
-func (a *app) readBody(ctx context.Context, limit int) ([]byte, error) {
-	body, err := io.ReadAll(io.LimitReader(waiting(ctx, a.in), int64(limit)+1))
+// input is the file that was named, or standard input.
+func (a *app) input(ctx context.Context, file string) (io.ReadCloser, error) {
+	if file == "" {
+		return io.NopCloser(waiting(ctx, a.in)), nil
+	}
+	return os.Open(file)
+}
+
+// readBody reads all there is, at most what the server takes.
+func readBody(in io.Reader, limit int) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(in, int64(limit)+1))
 	if err != nil {
-		return nil, fmt.Errorf("read standard input: %w", err)
+		return nil, fmt.Errorf("read the input: %w", err)
 	}
 	if len(body) > limit {
-		return nil, fmt.Errorf("%w: standard input is longer than the %d bytes the server takes; --lines makes records of its lines",
+		return nil, fmt.Errorf("%w: the input is longer than the %d bytes the server takes; --lines makes records of its lines",
 			trunkline.ErrTooLarge, limit)
 	}
 	return body, nil
 }
 
-// resultsMax is how many results of --count are kept before they are printed.
+// resultsMax is how many results of --count are waited for at a time.
 const resultsMax = 1024
 
-// publish sends m count times and prints each answer in order. It stops at the first failure; what was under way by
-// then is waited for and printed too.
-func (a *app) publish(ctx context.Context, c *trunkline.Client, to string, m *trunkline.Message, count int) error {
-	var results []*trunkline.Result
+// publish sends count records and prints each answer in order. It stops at the first failure or interruption; what was
+// under way by then is waited for and printed too, and a summary says how far it came.
+func (a *app) publish(ctx context.Context, c *trunkline.Client, to string, next func() (*trunkline.Message, error), count int) error {
+	var under []*trunkline.Result // way, from the oldest on
 	var failed error
-	for i := 0; i < count && failed == nil; {
-		var r *trunkline.Result
-		if r, failed = c.Publish(ctx, to, m); failed == nil {
-			results = append(results, r)
-			i++
+	acked := 0
+	keep := func(err error) {
+		if failed == nil {
+			failed = err
 		}
-		if len(results) == resultsMax || i == count || failed != nil {
-			for _, r := range results {
-				if err := a.printResult(ctx, r); err != nil && failed == nil {
-					failed = err
-				}
-			}
-			results = results[:0]
+	}
+	tried := 0
+	for ; tried < count && failed == nil; tried++ {
+		if failed = context.Cause(ctx); failed != nil { // publishing itself ends only where it has to wait
+			break
 		}
+		m, err := next()
+		if err != nil {
+			failed = err
+			break
+		}
+		r, err := c.Publish(ctx, to, m)
+		if err != nil {
+			failed = err
+			break
+		}
+		if under = append(under, r); len(under) < resultsMax {
+			continue
+		}
+		n, err := a.printResults(ctx, c, under)
+		under, acked = nil, acked+n
+		keep(err)
+	}
+	n, err := a.printResults(ctx, c, under)
+	acked += n
+	keep(err)
+	if failed != nil && tried > 0 && count > 1 {
+		a.note("%d of %d records acknowledged", acked, count)
 	}
 	return failed
 }
 
-func (a *app) printResult(ctx context.Context, r *trunkline.Result) error {
-	ack, err := r.Wait(ctx)
-	if err != nil {
-		return err
+// printResults waits for results, an interrupted run only for a little, and prints them. It returns how many are
+// acknowledged, and the first failure.
+func (a *app) printResults(ctx context.Context, c *trunkline.Client, results []*trunkline.Result) (acked int, failed error) {
+	for _, r := range results {
+		ack, err := r.Wait(ctx)
+		if ctx.Err() != nil {
+			drain(ctx, c)
+			ack, err = r.Wait(context.WithoutCancel(ctx))
+		}
+		if err == nil {
+			acked++
+			err = a.printAck(ack)
+		}
+		if err != nil && failed == nil {
+			failed = err
+		}
 	}
+	return acked, failed
+}
+
+func (a *app) printAck(ack trunkline.Ack) error {
 	if a.json {
 		return a.printJSON(ack)
 	}
 	if ack.Offset < 0 {
-		_, err = fmt.Fprintln(a.out, ack.Durability)
+		_, err := fmt.Fprintln(a.out, ack.Durability)
 		return err
 	}
-	_, err = fmt.Fprintf(a.out, "%s/%d@%d %s\n", ack.Topic, ack.Partition, ack.Offset, ack.Durability)
+	_, err := fmt.Fprintf(a.out, "%s/%d@%d %s\n", ack.Topic, ack.Partition, ack.Offset, ack.Durability)
 	return err
-}
-
-// tally counts results, which come in the order of the lines.
-type tally struct {
-	mu         sync.Mutex
-	answered   int            // guarded; lines with a result
-	durability map[string]int // guarded; acknowledged lines by what was reached
-	failed     error          // guarded; the first failure, with its line
-	stop       chan struct{}  // closed with the first failure
-}
-
-func (t *tally) take(ack trunkline.Ack, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.answered++
-	switch {
-	case err == nil:
-		t.durability[ack.Durability]++
-	case t.failed == nil:
-		t.failed = fmt.Errorf("line %d: %w", t.answered, err)
-		close(t.stop)
-	}
 }
 
 // lastAnswersPatience is how long an interrupted run waits for what is under way.
 const lastAnswersPatience = 2 * time.Second
 
-// publishLines publishes each line of standard input with what m has besides. It stops at the first failure, waits for
-// what is under way, and says on standard error what was acknowledged.
-func (a *app) publishLines(ctx context.Context, c *trunkline.Client, to string, m trunkline.Message) error {
+// drain waits for what is under way, an interrupted run only for a little. Every publish has its result when it returns.
+func drain(ctx context.Context, c *trunkline.Client) error {
+	cancel := context.CancelFunc(func() {})
+	if ctx.Err() != nil {
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), lastAnswersPatience)
+	}
+	defer cancel()
+	err := c.Flush(ctx)
+	if err != nil {
+		c.Close() // gives every record its result
+	}
+	return err
+}
+
+// tally counts results, which come in the order of the lines.
+type tally struct {
+	keepGoing bool
+
+	mu         sync.Mutex
+	lines      []int          // guarded; the numbers of lines without a result, from the oldest on
+	durability map[string]int // guarded; acknowledged lines by what was reached
+	refused    []error        // guarded; the failures of lines, with their numbers
+	failures   int            // guarded; how many there were
+	stop       chan struct{}  // closed with the first failure that ends the run
+	stopped    bool           // guarded
+}
+
+// refusedMax is how many refused lines are named.
+const refusedMax = 20
+
+// begin says that a line is going to be published.
+func (t *tally) begin(line int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lines = append(t.lines, line)
+}
+
+// take is told each line's outcome.
+func (t *tally) take(ack trunkline.Ack, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	line := t.lines[0]
+	if t.lines = t.lines[1:]; len(t.lines) == 0 {
+		t.lines = nil // so that what is in front of it is let go
+	}
+	if err == nil {
+		t.durability[ack.Durability]++
+		return
+	}
+	t.failLocked(line, err)
+}
+
+// withdraw takes back the line that was begun last: nothing of it was sent.
+func (t *tally) withdraw(line int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lines = t.lines[:len(t.lines)-1]
+	t.failLocked(line, err)
+}
+
+// refuse is told of a line that was not sent.
+func (t *tally) refuse(line int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.failLocked(line, err)
+}
+
+// failLocked keeps a failure. Only one that is about the line alone is passed over.
+func (t *tally) failLocked(line int, err error) {
+	if t.failures++; len(t.refused) < refusedMax {
+		t.refused = append(t.refused, fmt.Errorf("line %d: %w", line, err))
+	}
+	passable := errors.Is(err, trunkline.ErrTooLarge) || errors.Is(err, trunkline.ErrInvalid) || errors.Is(err, errNoRecord)
+	if !(t.keepGoing && passable) && !t.stopped {
+		t.stopped = true
+		close(t.stop)
+	}
+}
+
+// publishLines publishes what a source has. It stops at the first failure, unless it is to keep going and the failure is
+// the line's own, waits for what is under way, and says on standard error what was acknowledged.
+func (a *app) publishLines(ctx context.Context, c *trunkline.Client, to string, source *lineSource, keepGoing bool) error {
 	start := time.Now()
-	t := &tally{durability: make(map[string]int), stop: make(chan struct{})}
-	lines := newLineReader(waiting(ctx, a.in), c.Info().MaxPayload)
+	t := &tally{keepGoing: keepGoing, durability: make(map[string]int), stop: make(chan struct{})}
 	sent, size, failed := 0, uint64(0), error(nil)
 	for failed == nil {
 		select {
+		case <-ctx.Done():
+			failed = context.Cause(ctx)
+			continue
 		case <-t.stop:
 			failed = errStopped
 			continue
 		default:
 		}
-		if m.Value, failed = lines.next(); failed != nil {
-			break
+		m, line, err := source.next()
+		var bad *lineError
+		switch {
+		case errors.As(err, &bad):
+			t.refuse(line, bad.err)
+			continue
+		case err != nil:
+			failed = err
+			continue
 		}
-		if failed = c.PublishFunc(ctx, to, &m, t.take); failed != nil {
-			failed = fmt.Errorf("line %d: %w", sent+1, failed)
-			break
+		t.begin(line)
+		if err := c.PublishFunc(ctx, to, m, t.take); err != nil {
+			t.withdraw(line, err)
+			continue
 		}
 		sent++
 		size += uint64(len(m.Value))
 	}
-	flush, cancel := ctx, context.CancelFunc(func() {})
-	if ctx.Err() != nil {
-		flush, cancel = context.WithTimeout(context.WithoutCancel(ctx), lastAnswersPatience)
-	}
-	defer cancel()
-	unflushed := c.Flush(flush)
-	if unflushed != nil {
-		c.Close() // gives every line its result
-	}
+	unflushed := drain(ctx, c)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	a.note("%s", t.summary(sent, size, time.Since(start)))
-	switch {
-	case t.failed != nil: // the earlier line
-		return t.failed
-	case failed != io.EOF:
+	a.note("%s", t.summary(source.number(), size, time.Since(start)))
+	if failed == io.EOF || failed == errStopped {
+		failed = unflushed
+	}
+	return a.reportLines(t, failed)
+}
+
+// reportLines names the lines that failed; the last of them is what the command fails with.
+func (a *app) reportLines(t *tally, failed error) error {
+	if t.failures == 0 {
 		return failed
 	}
-	return unflushed
+	if !t.keepGoing {
+		return t.refused[0]
+	}
+	for _, err := range t.refused {
+		a.note("trunkline: %v", err)
+	}
+	return fmt.Errorf("lines refused: %d", t.failures)
 }
 
 // errStopped stands for the failure that the tally has.
 var errStopped = errors.New("stopped")
 
-func (t *tally) summary(sent int, size uint64, took time.Duration) string {
+func (t *tally) summary(lines int, size uint64, took time.Duration) string {
 	acknowledged := 0
 	for _, n := range t.durability {
 		acknowledged += n
 	}
 	return fmt.Sprintf("%d of %d records acknowledged%s, %s in %v",
-		acknowledged, sent, reached(t.durability), humanize.IBytes(size), took.Round(time.Millisecond))
+		acknowledged, lines, reached(t.durability), humanize.IBytes(size), took.Round(time.Millisecond))
 }
 
 // reached lists the durabilities of acknowledged records in parentheses, behind a blank; empty when there are none.

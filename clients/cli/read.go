@@ -4,96 +4,257 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/trunkline-mq/trunkline/clients/cli/format"
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
 	"github.com/trunkline-mq/trunkline/protocol/address"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 )
 
-func (a *app) subCommand() *cobra.Command {
-	var count int
-	var exit bool
-	cmd := &cobra.Command{
-		Use:   "sub ADDRESS [-c N] [--exit]",
-		Short: "Follow a topic or partition and print its records, one a line",
-		Long: "Follow ADDRESS, topic[/partition][@position], from now on unless it has a position:\n" +
-			"an offset, earliest, latest, -N for the last N, a time, or 1h for an hour ago.\n" +
-			"With --exit it stops at the end that the log had when it began.",
-		Args: argCount(1, 1), DisableFlagsInUseLine: true,
+// readFlags are the flags of sub and get.
+type readFlags struct {
+	count  int
+	format string
+	exit   bool
+}
+
+const formatHelp = "With --format records are printed by a pattern: %t topic, %p partition, %o offset, %v value, %k key,\n" +
+	"%h headers, %d time, %T time in milliseconds, %S and %K the lengths of value and key (-1: null), %% for %;\n" +
+	`and \n \t \0 \xNN. Nothing follows a record that the pattern does not say.`
+
+func (f *readFlags) declare(cmd *cobra.Command, count int, what string) {
+	cmd.Flags().IntVarP(&f.count, "count", "c", count, what)
+	cmd.Flags().StringVarP(&f.format, "format", "f", "", `print records by a `+"`PATTERN`"+`, such as '%k %v\n'`)
+	cmd.DisableFlagsInUseLine = true
+}
+
+// printer returns what prints records as the flags say.
+func (f *readFlags) printer(a *app, cmd *cobra.Command) (*printer, error) {
+	if cmd.Flags().Changed("count") && f.count < 1 {
+		return nil, fmt.Errorf("-c %d is less than 1", f.count)
 	}
-	cmd.Flags().IntVarP(&count, "count", "c", 0, "stop after `N` records")
-	cmd.Flags().BoolVar(&exit, "exit", false, "stop at the end of the log")
-	var addr address.Address
-	cmd.PreRunE = func(cmd *cobra.Command, args []string) (err error) {
-		if cmd.Flags().Changed("count") && count < 1 {
-			return fmt.Errorf("-c %d is less than 1", count)
+	p := &printer{app: a, positions: newPositions()}
+	if cmd.Flags().Changed("format") {
+		if a.json {
+			return nil, errors.New("--format and --json are two forms; leave one of them out")
 		}
+		var err error
+		if p.format, err = format.Parse(f.format); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (a *app) subCommand() *cobra.Command {
+	var f readFlags
+	cmd := &cobra.Command{
+		Use:   "sub ADDRESS [-c N] [--exit] [--format PATTERN]",
+		Short: "Follow topics, a partition or live subjects and print what comes, one record a line",
+		Long: "Follow ADDRESS, topic[/partition][@position], from now on unless it has a position:\n" +
+			"an offset, earliest, latest, -N for the last N, a time, or 1h for an hour ago. A topic's name may\n" +
+			"have wildcards, * for one token and > for the rest. With --exit it stops at the end that the log\n" +
+			"had when it began. Where it was ended, standard error says at which addresses to go on.\n\n" + formatHelp,
+		Example: "  trunkline sub orders@earliest\n" +
+			"  trunkline sub 'orders.>@-10' --format '%t/%p@%o %k %v\\n'\n" +
+			"  trunkline sub orders/0@1h --exit --json",
+		Args: argCount(1, 1), ValidArgsFunction: a.completeTopics,
+	}
+	f.declare(cmd, 0, "stop after `N` records")
+	cmd.Flags().BoolVar(&f.exit, "exit", false, "stop at the end of the log")
+	var addr address.Address
+	var p *printer
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) (err error) {
+		if p, err = f.printer(a, cmd); err != nil {
+			return err
+		}
+		p.left, p.bounded = f.count, f.count > 0
 		addr, err = checkAddress(args[0], (*address.Address).ForRead)
 		return err
 	}
-	cmd.RunE = a.connected(func(ctx context.Context, c *trunkline.Client, args []string) error {
-		p := &printer{app: a, left: count, bounded: count > 0}
-		if exit {
-			return p.toTheEnd(ctx, c, addr)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !f.exit { // for long: it outlives the server's restarts
+			return a.dialled(func(ctx context.Context, c *trunkline.Client, args []string) error {
+				return p.finish(p.follow(ctx, c, args[0]), true)
+			}, trunkline.WithHooks(a.connectionHooks()))(cmd, args)
 		}
-		return p.follow(ctx, c, args[0])
+		return a.connected(func(ctx context.Context, c *trunkline.Client, _ []string) error {
+			return p.finish(p.toTheEnd(ctx, c, addr), false)
+		})(cmd, args)
+	}
+	return cmd
+}
+
+// connectionHooks tell of a subscription's connection that ends, and of the next one. The client's own may come and go.
+func (a *app) connectionHooks() trunkline.Hooks {
+	var lost atomic.Bool
+	ours := func(purpose string) bool { return strings.HasPrefix(purpose, "subscription") }
+	return trunkline.Hooks{
+		Disconnected: func(d trunkline.Disconnected) {
+			if ours(d.Purpose) {
+				lost.Store(true)
+				fmt.Fprintf(a.streams.err, "trunkline: connection to %s ended: %v; connecting again\n", d.Address, d.Err)
+			}
+		},
+		Connected: func(c trunkline.Connected) {
+			if ours(c.Purpose) && lost.CompareAndSwap(true, false) {
+				fmt.Fprintf(a.streams.err, "trunkline: connected to %s again, going on behind the last record\n", c.Address)
+			}
+		},
+	}
+}
+
+func (a *app) getCommand() *cobra.Command {
+	var f readFlags
+	cmd := &cobra.Command{
+		Use:   "get ADDRESS [-c N] [--format PATTERN]",
+		Short: "Print records from an address on, without waiting for more",
+		Long: "Print up to N records, one a line, from ADDRESS, topic[/partition][@position], on: from the\n" +
+			"earliest unless it has a position. Standard error says where the next get goes on.\n\n" + formatHelp,
+		Args: argCount(1, 1), ValidArgsFunction: a.completeTopics,
+	}
+	f.declare(cmd, 10, "print up to `N` records")
+	var p *printer
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) (err error) {
+		if p, err = f.printer(a, cmd); err != nil {
+			return err
+		}
+		_, err = checkAddress(args[0], (*address.Address).ForRead)
+		return err
+	}
+	cmd.RunE = a.connected(func(ctx context.Context, c *trunkline.Client, args []string) error {
+		next, err := p.get(ctx, c, args[0], f.count)
+		if err == nil {
+			err = p.flush()
+		}
+		if err == nil {
+			a.note("next %s", strings.Join(next, " "))
+			return nil
+		}
+		return p.finish(err, false)
 	})
 	return cmd
 }
 
-func (a *app) getCommand() *cobra.Command {
-	var count int
-	cmd := &cobra.Command{
-		Use:   "get ADDRESS [-c N]",
-		Short: "Print records from an address on, without waiting for more",
-		Long: "Print up to N records, one a line, from ADDRESS, topic[/partition][@position], on: from the\n" +
-			"earliest unless it has a position. Standard error says where the next get goes on.",
-		Args: argCount(1, 1), DisableFlagsInUseLine: true,
+// place is a partition of a topic.
+type place struct {
+	topic     string
+	partition trunkline.PartitionID
+}
+
+// step is where to go on in a place.
+type step struct {
+	place
+	next trunkline.Offset
+}
+
+// positions know where to go on: behind what standard output has certainly taken.
+type positions struct {
+	taken map[place]trunkline.Offset
+	since []step // printed, and perhaps still in the buffer; one behind the other in a place are one
+}
+
+func newPositions() positions { return positions{taken: make(map[place]trunkline.Offset)} }
+
+func (s *positions) printed(r *trunkline.Record) {
+	if r.Offset < 0 { // a live subject's: there is nothing to go back to
+		return
 	}
-	cmd.Flags().IntVarP(&count, "count", "c", 10, "number of records")
-	cmd.PreRunE = func(_ *cobra.Command, args []string) error {
-		if count < 1 {
-			return fmt.Errorf("-c %d is less than 1", count)
-		}
-		_, err := checkAddress(args[0], (*address.Address).ForRead)
-		return err
+	now := step{place{r.Topic, r.Partition}, r.Offset + 1}
+	if n := len(s.since); n > 0 && s.since[n-1].place == now.place {
+		s.since[n-1] = now
+		return
 	}
-	cmd.RunE = a.connected(func(ctx context.Context, c *trunkline.Client, args []string) error {
-		p := &printer{app: a}
-		next, err := p.get(ctx, c, args[0], count)
-		if err == nil {
-			a.note("next %s", strings.Join(next, " "))
+	s.since = append(s.since, now)
+}
+
+func (s *positions) flushed() {
+	for _, step := range s.since {
+		s.taken[step.place] = step.next
+	}
+	s.since = s.since[:0]
+}
+
+// addresses are where to go on, in order.
+func (s *positions) addresses() []string {
+	var steps []step
+	for at, next := range s.taken {
+		steps = append(steps, step{at, next})
+	}
+	slices.SortFunc(steps, func(a, b step) int {
+		if n := strings.Compare(a.topic, b.topic); n != 0 {
+			return n
 		}
-		return err
+		return int(a.partition) - int(b.partition)
 	})
-	return cmd
+	var all []string
+	for _, s := range steps {
+		all = append(all, fmt.Sprintf("%s/%d@%d", s.topic, s.partition, s.next))
+	}
+	return all
 }
 
 // printer prints records.
 type printer struct {
 	*app
-	left    int // records still to print
-	bounded bool
+	format    *format.Format // nil: the value and a line end
+	left      int            // records still to print
+	bounded   bool
+	positions positions
+	scratch   []byte
 }
 
 // print prints one record; false when it was the last one asked for.
 func (p *printer) print(r *trunkline.Record) (bool, error) {
-	if p.json {
-		if err := p.printJSON(r); err != nil {
-			return false, err
-		}
-	} else {
+	var err error
+	switch {
+	case p.json:
+		err = p.printJSON(r)
+	case p.format != nil:
+		p.scratch = p.format.Append(p.scratch[:0], r)
+		_, err = p.out.Write(p.scratch)
+	default:
 		p.out.Write(r.Value) // a bufio.Writer keeps its first error
-		if err := p.out.WriteByte('\n'); err != nil {
-			return false, err
-		}
+		err = p.out.WriteByte('\n')
+	}
+	if err != nil {
+		return false, err
+	}
+	p.positions.printed(r)
+	if p.out.Available() < outputBytes/2 { // before it writes by itself, and nobody knows what
+		err = p.flush()
 	}
 	p.left--
-	return !p.bounded || p.left > 0, nil
+	return !p.bounded || p.left > 0, err
+}
+
+func (p *printer) flush() error {
+	if err := p.out.Flush(); err != nil {
+		return err
+	}
+	p.positions.flushed()
+	return nil
+}
+
+// finish says where to go on, when that is of use: at a good end only if always.
+func (p *printer) finish(err error, always bool) error {
+	if flushed := p.flush(); err == nil {
+		err = flushed
+	}
+	if err == nil && !always || errors.Is(err, syscall.EPIPE) {
+		return err
+	}
+	if next := p.positions.addresses(); len(next) > 0 {
+		fmt.Fprintf(p.streams.err, "next %s\n", strings.Join(next, " "))
+	}
+	return err
 }
 
 // follow prints what comes. Damage in the log is reported and passed over, and makes the command fail in the end.
@@ -106,7 +267,8 @@ func (p *printer) follow(ctx context.Context, c *trunkline.Client, to string) er
 	var damage, last error
 	for r, err := range sub.Messages(ctx) {
 		if last = err; err != nil {
-			if notice, ok := err.(*trunkline.ServerError); ok { // bare: the subscription goes on
+			switch notice := err.(type) { // bare: the subscription goes on
+			case *trunkline.ServerError, *trunkline.GapError:
 				p.note("trunkline: %v", notice)
 				last = nil
 			}
@@ -123,7 +285,7 @@ func (p *printer) follow(ctx context.Context, c *trunkline.Client, to string) er
 			return damage
 		}
 		if sub.Buffered() == 0 { // the next one may be long in coming
-			if err := p.out.Flush(); err != nil {
+			if err := p.flush(); err != nil {
 				return err
 			}
 		}
@@ -131,37 +293,77 @@ func (p *printer) follow(ctx context.Context, c *trunkline.Client, to string) er
 	return last
 }
 
-// toTheEnd prints, partition after partition, what lies below the high watermarks of now.
+// toTheEnd prints, topic after topic and partition after partition, what lies below the high watermarks of now.
 func (p *printer) toTheEnd(ctx context.Context, c *trunkline.Client, addr address.Address) error {
-	topic, err := c.TopicInfo(ctx, string(addr.Topic))
-	if err != nil {
-		return err
-	}
-	if addr.Position.Kind == address.None {
-		p.note("trunkline: %s begins at its end unless it has a position; add @earliest to read what is there", addr)
-		addr.Position.Kind = address.Latest
-	}
-	found := false
-	for i := range topic.Partitions {
-		part := &topic.Partitions[i]
-		if addr.Partition != partition.None && addr.Partition != part.Partition {
-			continue
+	names := []string{string(addr.Topic)}
+	if strings.ContainsAny(names[0], "*>") {
+		all, err := c.Topics(ctx)
+		if err != nil {
+			return err
 		}
-		found = true
-		if part.Log == nil {
-			return fmt.Errorf("%s/%d: %w", topic.Name, part.Partition, &trunkline.ServerError{Code: part.Error, Text: "the partition is not there now"})
+		names = names[:0]
+		for _, t := range all {
+			if covers(string(addr.Topic), t.Name) {
+				names = append(names, t.Name)
+			}
 		}
+		slices.Sort(names)
+		if len(names) == 0 {
+			return &trunkline.ServerError{Code: errcode.UnknownTopic, Text: fmt.Sprintf("no topic matches %s; trunkline topic ls lists them", addr.Topic)}
+		}
+	}
+	bare := addr.Position.Kind == address.None
+	for _, name := range names {
 		from := addr
-		from.Partition = part.Partition
-		if more, err := p.until(ctx, c, from, part.Log); err != nil || !more {
+		from.Topic = []byte(name)
+		if bare {
+			from.Position.Kind = address.Latest
+		}
+		if more, err := p.topicToTheEnd(ctx, c, from); err != nil || !more {
 			return err
 		}
 	}
-	if !found {
-		return &trunkline.ServerError{Code: errcode.UnknownPartition,
-			Text: fmt.Sprintf("topic %s has the partitions 0 to %d, not %d", topic.Name, len(topic.Partitions)-1, addr.Partition)}
+	if bare {
+		p.note("trunkline: %s begins at its end unless it has a position; add @earliest to read what is there", addr)
 	}
 	return nil
+}
+
+// covers reports whether a pattern, * for one token and > for the rest, covers a name.
+func covers(pattern, name string) bool {
+	tokens, names := strings.Split(pattern, "."), strings.Split(name, ".")
+	for i, t := range tokens {
+		switch {
+		case t == ">" && i == len(tokens)-1:
+			return len(names) > i
+		case i >= len(names), t != "*" && t != names[i]:
+			return false
+		}
+	}
+	return len(tokens) == len(names)
+}
+
+func (p *printer) topicToTheEnd(ctx context.Context, c *trunkline.Client, addr address.Address) (more bool, err error) {
+	topic, err := c.TopicInfo(ctx, string(addr.Topic))
+	if err != nil {
+		return false, err
+	}
+	first, last := addr.Partition, addr.Partition
+	if addr.Partition == partition.None {
+		first, last = 0, partition.ID(len(topic.Partitions)-1)
+	}
+	for id := first; id <= last; id++ {
+		part, err := partitionOf(topic, id)
+		if err != nil {
+			return false, err
+		}
+		from := addr
+		from.Partition = id
+		if more, err := p.until(ctx, c, from, part.Log); err != nil || !more {
+			return more, err
+		}
+	}
+	return true, nil
 }
 
 // until prints one partition's records below its high watermark. It reads with GET, which tells where it ended: a

@@ -7,11 +7,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
 	"strings"
+	"sync"
+	"syscall"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
+	"github.com/trunkline-mq/trunkline/clients/cli/profile"
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
 	"github.com/trunkline-mq/trunkline/protocol/address"
 )
@@ -27,7 +37,7 @@ type streams struct {
 type app struct {
 	streams
 	out     *bufio.Writer
-	url     string
+	server  serverFlags
 	json    bool
 	started bool // a command has begun: what fails from now on is no wrong usage
 }
@@ -52,9 +62,45 @@ type connectError struct{ err error }
 func (e *connectError) Error() string { return e.err.Error() }
 func (e *connectError) Unwrap() error { return e.err }
 
+// outputError is standard output that takes nothing more.
+type outputError struct{ err error }
+
+func (e *outputError) Error() string { return "write standard output: " + e.err.Error() }
+func (e *outputError) Unwrap() error { return e.err }
+
+// output tells a failure of standard output from all others: the same words may come from a socket.
+type output struct{ io.Writer }
+
+func (o output) Write(b []byte) (int, error) {
+	n, err := o.Writer.Write(b)
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		err = path.Err
+	}
+	if err != nil {
+		err = &outputError{err}
+	}
+	return n, err
+}
+
+// lockedWriter may be written to from several goroutines.
+type lockedWriter struct {
+	mu sync.Mutex
+	io.Writer
+}
+
+func (w *lockedWriter) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.Writer.Write(b)
+}
+
+// errUnhealthy says that what was looked at is not well; what is wrong was printed.
+var errUnhealthy = errors.New("something is wrong")
+
 // run carries out one command line and returns its exit code. What was printed is flushed before.
 func run(ctx context.Context, args []string, s streams) int {
-	a := &app{streams: s, out: bufio.NewWriterSize(s.out, outputBytes)}
+	s.err = &lockedWriter{Writer: s.err}
+	a := &app{streams: s, out: bufio.NewWriterSize(output{s.out}, outputBytes)}
 	root := a.command()
 	root.SetArgs(args)
 	root.SetOut(s.out)
@@ -69,14 +115,27 @@ func run(ctx context.Context, args []string, s streams) int {
 	if !a.started {
 		err = &usageError{err}
 	}
-	if ctx.Err() == nil {
-		fmt.Fprintf(s.err, "trunkline: %v\n", err)
-		return exitCode(err)
+	if ctx.Err() != nil {
+		if !errors.Is(err, context.Canceled) && !errors.Is(err, context.Cause(ctx)) { // more than the interruption itself
+			fmt.Fprintf(s.err, "trunkline: interrupted: %v\n", err)
+		}
+		return exitInterrupted
 	}
-	if !errors.Is(err, context.Canceled) && !errors.Is(err, context.Cause(ctx)) { // more than the interruption itself
-		fmt.Fprintf(s.err, "trunkline: interrupted: %v\n", err)
+	code := exitCode(err)
+	if code != exitClosed && code != exitUnhealthy {
+		a.report(err)
 	}
-	return exitInterrupted
+	return code
+}
+
+// report says what went wrong, and where a person finds more on it.
+func (a *app) report(err error) {
+	fmt.Fprintf(a.streams.err, "%s %v\n", a.paint(a.streams.err, red, "trunkline:"), err)
+	if server, ok := errors.AsType[*trunkline.ServerError](err); ok && a.terminal(a.streams.err) {
+		if _, known := server.Code.Advice(); known {
+			fmt.Fprintf(a.streams.err, "more: trunkline errors %s\n", server.Code)
+		}
+	}
 }
 
 // The exit codes of failures.
@@ -86,25 +145,32 @@ const (
 	exitUnconnected = 3
 	exitNotAllowed  = 4
 	exitNotFound    = 5
+	exitUnhealthy   = 10
 	exitInterrupted = 130
+	exitClosed      = 128 + int(syscall.SIGPIPE)
 )
 
+// exitCode is the same for the same mistake, whether it was found out here or by the server.
 func exitCode(err error) int {
-	var wrong *usageError
-	var unconnected *connectError
-	var server *trunkline.ServerError
+	_, wrong := errors.AsType[*usageError](err)
+	_, unconnected := errors.AsType[*connectError](err)
+	_, noCode := errors.AsType[*noCodeError](err)
+	_, closed := errors.AsType[*outputError](err)
+	server, answered := errors.AsType[*trunkline.ServerError](err)
 	switch {
-	case errors.As(err, &wrong):
+	case closed && errors.Is(err, syscall.EPIPE):
+		return exitClosed
+	case wrong:
 		return exitUsage
+	case errors.Is(err, errUnhealthy):
+		return exitUnhealthy
 	case errors.Is(err, trunkline.ErrNotAllowed):
 		return exitNotAllowed
-	case errors.As(err, &unconnected):
+	case unconnected:
 		return exitUnconnected
-	case errors.As(err, &server):
-		if strings.HasPrefix(string(server.Code), "UNKNOWN_") {
-			return exitNotFound
-		}
-	case errors.Is(err, trunkline.ErrInvalid): // found out on this side
+	case answered && strings.HasPrefix(string(server.Code), "UNKNOWN_"), errors.Is(err, profile.ErrUnknown), noCode:
+		return exitNotFound
+	case errors.Is(err, trunkline.ErrInvalid):
 		return exitUsage
 	}
 	return exitFailed
@@ -112,31 +178,115 @@ func exitCode(err error) int {
 
 // command builds the tree of commands.
 func (a *app) command() *cobra.Command {
-	root := &cobra.Command{
-		Use:               "trunkline",
-		Short:             "Publish to, read from and look after a Trunkline server",
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
-		Args:              cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usage("name a command; trunkline --help lists them")
-		},
-	}
-	root.PersistentFlags().StringVarP(&a.url, "server", "s", a.env("TRUNKLINE_URL"),
-		"server's `URL`, HOST[:PORT]; default $TRUNKLINE_URL or 127.0.0.1:8765")
-	root.PersistentFlags().Lookup("server").DefValue = ""
+	root := a.group("trunkline", "Publish to, read from and look after a Trunkline server")
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(flagError)
+	a.server.declare(root)
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, one object a line for streams")
-	root.AddCommand(a.topicCommand(), a.pubCommand(), a.subCommand(), a.getCommand(), a.versionCommand(), a.benchCommand())
-	root.AddCommand(a.logCommand())
+	root.AddCommand(a.topicCommand(), a.pubCommand(), a.subCommand(), a.getCommand(), a.benchCommand(), a.logCommand(),
+		a.contextCommand(), a.pluginCommand(), a.doctorCommand(), a.errorsCommand(), a.completionCommand(), a.versionCommand())
 	return root
 }
 
-// connected wraps what a command does with a client that is dialled before and closed after it.
+// group is a command that does nothing by itself. It names the commands below it to who names none, or one that is not
+// there.
+func (a *app) group(name, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: name, Short: short, SuggestionsMinimumDistance: 2,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			near := ""
+			if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+				near = fmt.Sprintf("; did you mean %s?", s[0])
+			}
+			return usage("unknown command %q%s; %s --help lists what there is", args[0], near, cmd.CommandPath())
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var names []string
+			for _, c := range cmd.Commands() {
+				if c.IsAvailableCommand() && c.Name() != "help" {
+					names = append(names, c.Name())
+				}
+			}
+			slices.Sort(names)
+			return usage("name a command: %s; %s --help explains them", strings.Join(names, ", "), cmd.CommandPath())
+		},
+	}
+}
+
+// flagError names the flag that was probably meant.
+func flagError(cmd *cobra.Command, err error) error {
+	if value, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		return fmt.Errorf("--%s %q is not %s; %s --help explains it", value.GetFlag().Name, value.GetValue(), kindOf(value.GetFlag()), cmd.CommandPath())
+	}
+	unknown, ok := strings.CutPrefix(err.Error(), "unknown flag: --")
+	if !ok {
+		return fmt.Errorf("%w; %s --help lists the flags", err, cmd.CommandPath())
+	}
+	best, cost := "", len(unknown)/3+2
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if d := distance(unknown, f.Name); d < cost {
+			best, cost = f.Name, d
+		}
+	})
+	if best != "" {
+		return fmt.Errorf("%w; did you mean --%s?", err, best)
+	}
+	return fmt.Errorf("%w; %s --help lists the flags", err, cmd.CommandPath())
+}
+
+// kindOf is what a flag's value has to be.
+func kindOf(f *pflag.Flag) string {
+	switch f.Value.Type() {
+	case "bool":
+		return "true or false"
+	case "int":
+		return "a whole number"
+	case "float64":
+		return "a number"
+	}
+	return f.Value.Type()
+}
+
+// distance is the number of insertions, deletions and changes between a and b.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// connected wraps what a command does with a client that is dialled before and closed after it. Such a client tries
+// everything once: who runs a command knows best whether to run it again.
 func (a *app) connected(do func(ctx context.Context, c *trunkline.Client, args []string) error) func(*cobra.Command, []string) error {
+	return a.dialled(do, trunkline.WithoutRetry())
+}
+
+// dialled is connected with options of the client's.
+func (a *app) dialled(do func(ctx context.Context, c *trunkline.Client, args []string) error, opts ...trunkline.Option) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
+		url, err := a.server.url(a.env)
+		if err != nil {
+			return err
+		}
 		a.started = true
-		c, err := a.dial(cmd.Context())
+		c, err := dial(cmd.Context(), url, opts...)
 		if err != nil {
 			return err
 		}
@@ -146,12 +296,12 @@ func (a *app) connected(do func(ctx context.Context, c *trunkline.Client, args [
 }
 
 // dial tries for connectPatience: the server may be starting.
-func (a *app) dial(ctx context.Context) (*trunkline.Client, error) {
+func dial(ctx context.Context, url string, opts ...trunkline.Option) (*trunkline.Client, error) {
 	limit, cancel := context.WithTimeout(ctx, connectPatience)
 	defer cancel()
 	var first error
 	for {
-		c, err := trunkline.Dial(limit, a.url, trunkline.WithName("trunkline-cli"))
+		c, err := trunkline.Dial(limit, url, append(opts, trunkline.WithName("trunkline-cli"))...)
 		switch {
 		case err == nil:
 			return c, nil
@@ -159,10 +309,12 @@ func (a *app) dial(ctx context.Context) (*trunkline.Client, error) {
 			return nil, &usageError{err}
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
-		case !errors.Is(err, trunkline.ErrConnect):
+		case !errors.Is(err, trunkline.ErrConnect) && limit.Err() == nil:
 			return nil, &connectError{err}
+		case !errors.Is(err, trunkline.ErrConnect): // our own deadline
+			err = fmt.Errorf("%w within %v", trunkline.ErrConnect, connectPatience)
 		}
-		if first == nil || limit.Err() == nil {
+		if timeout, ok := errors.AsType[net.Error](err); first == nil || limit.Err() == nil && !(ok && timeout.Timeout()) {
 			first = err // and not what our own deadline did to the last try
 		}
 		select {
@@ -211,4 +363,59 @@ func (a *app) printJSON(v any) error {
 func (a *app) note(format string, args ...any) {
 	a.out.Flush() // its error stays in the writer and is reported at the end
 	fmt.Fprintf(a.streams.err, format+"\n", args...)
+}
+
+// table prints columns for people.
+type table struct{ w *tabwriter.Writer }
+
+func (a *app) table() table { return table{tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)} }
+
+func (t table) row(cells ...string) { fmt.Fprintln(t.w, strings.Join(cells, "\t")) }
+
+func (t table) flush() error { return t.w.Flush() }
+
+// terminal reports whether a stream is one.
+func (a *app) terminal(stream any) bool {
+	if w, ok := stream.(*lockedWriter); ok {
+		stream = w.Writer
+	}
+	f, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// The colours that are used, as terminals take them.
+const (
+	red    = "\x1b[31m"
+	green  = "\x1b[32m"
+	yellow = "\x1b[33m"
+	plain  = "\x1b[0m"
+)
+
+// paint colours text for a stream that is a terminal, unless NO_COLOR or a dumb terminal says otherwise.
+func (a *app) paint(stream any, colour, text string) string {
+	if a.env("NO_COLOR") != "" || a.env("TERM") == "dumb" || !a.terminal(stream) {
+		return text
+	}
+	return colour + text + plain
+}
+
+// confirm asks on a terminal before something is destroyed; where nobody can be asked, the command line is the answer.
+func (a *app) confirm(ctx context.Context, yes bool, question string) error {
+	if yes || !a.terminal(a.in) || !a.terminal(a.streams.err) {
+		return nil
+	}
+	a.out.Flush()
+	fmt.Fprintf(a.streams.err, "%s [y/N] ", question)
+	answer, err := bufio.NewReader(waiting(ctx, a.in)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	if s := strings.ToLower(strings.TrimSpace(answer)); s != "y" && s != "yes" {
+		return errors.New("not confirmed; nothing was changed")
+	}
+	return nil
 }

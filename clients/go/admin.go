@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 )
@@ -60,7 +62,8 @@ type Log struct {
 	Segments      int    `json:"segments"`
 }
 
-// CreateTopic makes a topic; it exists, durably, when it returns nil. ErrExists when the name is taken.
+// CreateTopic makes a topic; it exists, durably, when it returns nil. ErrExists when the name is taken. Where it was asked
+// again because a link had died, a topic that exists by then is taken for the one it made.
 func (c *Client) CreateTopic(ctx context.Context, name string, config TopicConfig) error {
 	if err := checkField("topic name", name); err != nil {
 		return err
@@ -73,7 +76,8 @@ func (c *Client) CreateTopic(ctx context.Context, name string, config TopicConfi
 	if err := writeSettings(&text, config.Settings); err != nil {
 		return err
 	}
-	if _, err := c.link.call(ctx, text.String(), false); err != nil {
+	_, again, err := c.ask(ctx, text.String())
+	if err != nil && !(again && hasCode(err, errcode.TopicExists)) {
 		return fmt.Errorf("create topic %s: %w", name, err)
 	}
 	return nil
@@ -102,7 +106,7 @@ func (c *Client) AlterTopic(ctx context.Context, name string, settings map[strin
 	if err := writeSettings(&text, settings); err != nil {
 		return err
 	}
-	if _, err := c.link.call(ctx, text.String(), false); err != nil {
+	if _, _, err := c.ask(ctx, text.String()); err != nil {
 		return fmt.Errorf("alter topic %s: %w", name, err)
 	}
 	return nil
@@ -114,19 +118,21 @@ func (c *Client) TrimTopic(ctx context.Context, addr string) (string, error) {
 	if err := checkField("address", addr); err != nil {
 		return "", err
 	}
-	a, err := c.link.call(ctx, "TOPIC TRIM "+addr, false)
+	a, _, err := c.ask(ctx, "TOPIC TRIM "+addr)
 	if err != nil {
 		return "", fmt.Errorf("trim %s: %w", addr, err)
 	}
 	return string(a.detail), nil
 }
 
-// DeleteTopic deletes a topic and all its records. ErrNotFound when it does not exist.
+// DeleteTopic deletes a topic and all its records. ErrNotFound when it does not exist, unless it was asked again because a link
+// had died.
 func (c *Client) DeleteTopic(ctx context.Context, name string) error {
 	if err := checkField("topic name", name); err != nil {
 		return err
 	}
-	if _, err := c.link.call(ctx, "TOPIC DELETE "+name, false); err != nil {
+	_, again, err := c.ask(ctx, "TOPIC DELETE "+name)
+	if err != nil && !(again && hasCode(err, errcode.UnknownTopic)) {
 		return fmt.Errorf("delete topic %s: %w", name, err)
 	}
 	return nil
@@ -158,12 +164,105 @@ func (c *Client) TopicInfo(ctx context.Context, name string) (*Topic, error) {
 	return t, nil
 }
 
+// Metadata is who serves what.
+type Metadata struct {
+	Cluster string   `json:"cluster"`
+	Brokers []Broker `json:"brokers"`
+	// Topics are all there are, or those that were asked for; one that does not exist has an Error.
+	Topics []Topic `json:"topics"`
+}
+
+// Broker is a server of the cluster.
+type Broker struct {
+	ID   int32  `json:"id"`
+	Host string `json:"host"`
+	Port int    `json:"port"`
+}
+
+// Metadata tells of all topics, or of those named, in that order, without their logs.
+func (c *Client) Metadata(ctx context.Context, topics ...string) (*Metadata, error) {
+	m := new(Metadata)
+	if err := c.callJSON(ctx, strings.Join(append([]string{"METADATA"}, topics...), " "), m); err != nil {
+		return nil, fmt.Errorf("metadata: %w", err)
+	}
+	if len(topics) > 0 && len(m.Topics) != len(topics) {
+		return nil, violation("asked for %d topics, told of %d", len(topics), len(m.Topics))
+	}
+	return m, nil
+}
+
+// PartitionOffset is what a position stands for in one partition.
+type PartitionOffset struct {
+	Partition PartitionID `json:"partition"`
+	Offset    Offset      `json:"offset"` // -1 where Error is set
+	// Timestamp is that of the record there; nil where there is none yet.
+	Timestamp     *time.Time   `json:"timestamp"`
+	LogStart      Offset       `json:"log_start"`
+	HighWatermark Offset       `json:"high_watermark"`
+	Error         errcode.Code `json:"error,omitempty"`
+}
+
+// Offsets tells which offset an address's position stands for, "orders@1h" or "orders/2@earliest", latest unless it has one,
+// in each partition or in the one it names. ErrNotFound when there is none such.
+func (c *Client) Offsets(ctx context.Context, addr string) ([]PartitionOffset, error) {
+	if err := checkField("address", addr); err != nil {
+		return nil, err
+	}
+	var list struct {
+		Partitions []PartitionOffset `json:"partitions"`
+	}
+	if err := c.callJSON(ctx, "OFFSETS "+addr, &list); err != nil {
+		return nil, fmt.Errorf("offsets of %s: %w", addr, err)
+	}
+	return list.Partitions, nil
+}
+
+// ask makes a request that may be made twice, and makes it again while it fails in a way that may pass, until ctx ends. again
+// says that an earlier try may have been carried out.
+func (c *Client) ask(ctx context.Context, text string) (a answer, again bool, err error) {
+	for try := 1; ; try++ {
+		var l *link
+		if l, err = c.main.get(ctx); err == nil {
+			if a, err = l.call(ctx, text, false); err == nil {
+				return a, again, nil
+			}
+		}
+		if c.opt.once || ctx.Err() != nil || !passes(err) {
+			return a, again, err
+		}
+		again = again || errors.Is(err, ErrOutcomeUnknown)
+		c.opt.log.Debug("asking again", "component", "client", "request", text, "err", err)
+		if ended := c.opt.backoff.wait(ctx, try); ended != nil {
+			return a, again, fmt.Errorf("%w: %w", ended, err)
+		}
+	}
+}
+
+// passes reports whether what failed with err may succeed later, unchanged.
+func passes(err error) bool {
+	if server, ok := errors.AsType[*ServerError](err); ok {
+		return server.Retriable()
+	}
+	_, cut := errors.AsType[*LinkError](err)
+	return cut && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrNotAllowed)
+}
+
+func hasCode(err error, code errcode.Code) bool {
+	server, ok := errors.AsType[*ServerError](err)
+	return ok && server.Code == code
+}
+
 func (c *Client) callJSON(ctx context.Context, text string, into any) error {
-	a, err := c.link.call(ctx, text, false)
+	a, _, err := c.ask(ctx, text)
 	if err != nil {
 		return err
 	}
-	d := json.NewDecoder(bytes.NewReader(a.data))
+	return decode(text, a.data, into)
+}
+
+// decode reads the JSON that a request was answered with.
+func decode(text string, data []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
 	if err := d.Decode(into); err != nil {
 		return violation("%s is answered with JSON that cannot be read: %v", text, err)

@@ -1,3 +1,22 @@
+// Package trunkline is the Go client: it publishes records and tells for each what became of it, reads them, and looks
+// after topics. It speaks the line protocol and nothing else.
+//
+// There are two ways to write and two to read.
+//
+//   - Client.Publish sends a record by itself and repeats nothing: what was sent and not answered when a link died has an
+//     unknown outcome and says so (ErrOutcomeUnknown). It also reaches live subjects.
+//   - A Producer gathers records into batches, which is several times as fast, compresses them if told so, and repeats what
+//     failed: every record is there at least once, in the order in which it was produced. Most programs want this one.
+//   - A Consumer fetches batches, ahead of who reads, checks and unpacks them here, and can seek and pause. Most programs want
+//     this one. The caller keeps the positions: Positions tells them.
+//   - A Subscription has the server push records, and is for live subjects and wildcards, too; Client.Get reads what is there.
+//
+// Publishing, producing, consuming and each subscription have a connection of their own, so that a slow reader is slowed by
+// its socket alone. A connection that ends is made again, with pauses, to any of the servers that Dial was given; what is
+// retriable is tried again until its context ends; what is not comes back as an error whose family errors.Is tells. Hooks and a
+// logger tell what goes on meanwhile. WithoutRetry turns all that off.
+//
+// All methods may be called concurrently, except where they say otherwise. Package tlfake is a broker in memory for tests.
 package trunkline
 
 import (
@@ -7,6 +26,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/protocol/line"
@@ -43,40 +63,51 @@ type ServerInfo struct {
 
 // Client is a connection to a server.
 type Client struct {
-	address string // immutable
-	opt     *options
-	info    ServerInfo
-	link    *link
+	opt        *options
+	main       *session // for publishes and administration
+	maxPayload atomic.Int64
 
 	mu     sync.Mutex
-	closed bool                 // guarded by mu
-	open   map[*stream]struct{} // guarded by mu; what Close must end
+	info   ServerInfo          // guarded by mu; of the newest connection
+	closed bool                // guarded by mu
+	open   map[closer]struct{} // guarded by mu; what Close must end
 }
 
-// Dial connects to the server at url, "HOST", "HOST:PORT" or "trunkline://HOST:PORT"; empty is 127.0.0.1:8765. It tries
-// once, until ctx ends. Errors match ErrConnect, ErrProtocol for a peer that is no such server, or ErrInvalid for a URL.
+// closer is what a client has open: subscriptions, readings, producers, consumers. Its close waits for its goroutines.
+type closer interface{ close() }
+
+// Dial connects to the server at url, "HOST", "HOST:PORT" or "trunkline://HOST:PORT"; empty is 127.0.0.1:8765. Several, with
+// commas between them, are tried in turn, now and whenever a connection has ended. It tries each once, until ctx ends. Errors
+// match ErrConnect, ErrProtocol for a peer that is no such server, or ErrInvalid for a URL.
 func Dial(ctx context.Context, url string, opts ...Option) (*Client, error) {
-	address, err := hostPort(url)
+	servers, err := serverList(url)
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{address: address, opt: newOptions(opts), open: make(map[*stream]struct{})}
-	conn, parser, err := c.connect(ctx)
-	if err != nil {
+	c := &Client{opt: newOptions(opts), open: make(map[closer]struct{})}
+	c.opt.servers = servers
+	c.main = c.newSession("client", &publisher{c})
+	if _, err := c.main.get(ctx); err != nil {
+		if cut, ok := errors.AsType[*LinkError](err); ok {
+			err = cut.Err
+		}
 		return nil, err
 	}
-	c.link = newLink(conn, parser, &publisher{c}, c.opt)
 	return c, nil
 }
 
-// Info returns what the server said of itself.
-func (c *Client) Info() ServerInfo { return c.info }
+// Info returns what the server said of itself when the newest connection was made.
+func (c *Client) Info() ServerInfo {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.info
+}
 
-// Address returns the HOST:PORT the client is connected to.
-func (c *Client) Address() string { return c.address }
+// Address returns the HOST:PORT that the client's own link is or was connected to.
+func (c *Client) Address() string { return c.main.address() }
 
-// Close ends the link, every subscription and every reading, and returns when their goroutines are gone. What is
-// published and not answered ends with a *LinkError: call Flush first. It is safe to call twice; callbacks must not.
+// Close ends the client's connections and what was opened with it, and returns when their goroutines are gone. What is
+// published or produced and not answered ends with an error: call Flush first. It is safe to call twice; callbacks must not.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
@@ -86,8 +117,26 @@ func (c *Client) Close() error {
 	for s := range open {
 		s.close()
 	}
-	c.link.close()
+	c.main.close()
 	return nil
+}
+
+// add makes Close end s. It fails after Close.
+func (c *Client) add(s closer) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	c.open[s] = struct{}{}
+	return nil
+}
+
+// drop is the opposite of add; what was never added may be dropped.
+func (c *Client) drop(s closer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, s)
 }
 
 // connectJSON is the argument of CONNECT. Verbose makes each publish have its own final answer.
@@ -105,16 +154,16 @@ type connectJSON struct {
 }
 
 // connect makes one connection and shakes hands on it.
-func (c *Client) connect(ctx context.Context) (net.Conn, *line.FrameParser, error) {
-	conn, err := c.opt.dial(ctx, "tcp", c.address)
+func (c *Client) connect(ctx context.Context, address string) (net.Conn, *line.FrameParser, error) {
+	conn, err := c.opt.dial(ctx, "tcp", address)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w to %s: %w", ErrConnect, c.address, err)
+		return nil, nil, fmt.Errorf("%w to %s: %w", ErrConnect, address, err)
 	}
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	parser := line.NewFrameParser(line.Limits{ControlLine: frameLineBytesMax, Payload: frameBodyBytesMax})
-	err = c.shakeHands(conn, parser)
+	err = c.shakeHands(conn, parser, address)
 	if !stop() && ctx.Err() != nil {
-		err = fmt.Errorf("%w to %s: %w", ErrConnect, c.address, context.Cause(ctx))
+		err = fmt.Errorf("%w to %s: %w", ErrConnect, address, context.Cause(ctx))
 	}
 	if err != nil {
 		conn.Close()
@@ -123,20 +172,20 @@ func (c *Client) connect(ctx context.Context) (net.Conn, *line.FrameParser, erro
 	return conn, parser, nil
 }
 
-func (c *Client) shakeHands(conn net.Conn, parser *line.FrameParser) error {
+func (c *Client) shakeHands(conn net.Conn, parser *line.FrameParser, address string) error {
 	var f line.Frame
-	if err := c.await(conn, parser, &f); err != nil {
+	if err := await(conn, parser, &f, address); err != nil {
 		return err
 	}
 	if f.Kind != line.FrameInfo {
-		return violation("%s does not begin with INFO", c.address)
+		return violation("%s does not begin with INFO", address)
 	}
 	var info ServerInfo
 	if err := json.Unmarshal(f.Detail, &info); err != nil {
-		return violation("INFO of %s cannot be read: %v", c.address, err)
+		return violation("INFO of %s cannot be read: %v", address, err)
 	}
 	if info.Trunkline.Protocol < ProtocolVersion {
-		return violation("%s is no Trunkline server of protocol %d (server version %q)", c.address, ProtocolVersion, info.Version)
+		return violation("%s is no Trunkline server of protocol %d (server version %q)", address, ProtocolVersion, info.Version)
 	}
 	hello, err := json.Marshal(connectJSON{
 		Verbose: true, Lang: "trunkline-go", Version: Version, Name: c.opt.name, Protocol: 1,
@@ -146,37 +195,38 @@ func (c *Client) shakeHands(conn net.Conn, parser *line.FrameParser) error {
 		return err
 	}
 	if _, err := fmt.Fprintf(conn, "CONNECT %s\r\n", hello); err != nil {
-		return fmt.Errorf("%w to %s: %w", ErrConnect, c.address, err)
+		return fmt.Errorf("%w to %s: %w", ErrConnect, address, err)
 	}
 	for {
-		if err := c.await(conn, parser, &f); err != nil {
+		if err := await(conn, parser, &f, address); err != nil {
 			return err
 		}
 		switch f.Kind {
 		case line.FrameOK:
-			if c.link == nil { // later connections must not change what callers read
-				c.info = info
-			}
+			c.mu.Lock()
+			c.info = info
+			c.mu.Unlock()
+			c.maxPayload.Store(int64(info.MaxPayload))
 			return nil
 		case line.FramePing:
 			if _, err := conn.Write([]byte("PONG\r\n")); err != nil {
-				return fmt.Errorf("%w to %s: %w", ErrConnect, c.address, err)
+				return fmt.Errorf("%w to %s: %w", ErrConnect, address, err)
 			}
 		case line.FrameInfo:
 		case line.FrameErr, line.FrameAsyncErr:
-			return fmt.Errorf("connect to %s: %w", c.address, serverError(&f))
+			return fmt.Errorf("connect to %s: %w", address, serverError(&f))
 		default:
-			return violation("%s answers CONNECT with something else", c.address)
+			return violation("%s answers CONNECT with something else", address)
 		}
 	}
 }
 
 // await reads one frame.
-func (c *Client) await(conn net.Conn, parser *line.FrameParser, f *line.Frame) error {
+func await(conn net.Conn, parser *line.FrameParser, f *line.Frame, address string) error {
 	for {
 		ok, err := parser.Next(f)
 		if err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrProtocol, c.address, err)
+			return fmt.Errorf("%w: %s: %w", ErrProtocol, address, err)
 		}
 		if ok {
 			return nil
@@ -184,7 +234,7 @@ func (c *Client) await(conn net.Conn, parser *line.FrameParser, f *line.Frame) e
 		n, err := conn.Read(parser.Buffer())
 		parser.Advance(n)
 		if n == 0 && err != nil {
-			return fmt.Errorf("%w to %s: no greeting: %w", ErrConnect, c.address, err)
+			return fmt.Errorf("%w to %s: no greeting: %w", ErrConnect, address, err)
 		}
 	}
 }
@@ -202,6 +252,6 @@ func (p *publisher) drained() error { return nil }
 
 func (p *publisher) ended(err error) {
 	if !errors.Is(err, ErrClosed) {
-		p.c.opt.onAsync(fmt.Errorf("link to %s: %w", p.c.address, err))
+		p.c.opt.onAsync(fmt.Errorf("link to %s: %w", p.c.Address(), err))
 	}
 }

@@ -124,3 +124,26 @@ func invalid(format string, args ...any) error {
 func violation(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrProtocol, fmt.Sprintf(format, args...))
 }
+
+// GapError says that a reader passed over something: records that retention or a trim had removed before it came to them, or
+// messages of live subjects that were published while it had no connection. The reader goes on.
+type GapError struct {
+	Topic     string
+	Partition PartitionID // -1: any
+	From, To  Offset      // the records [From, To) are gone; -1 where nobody can know. To < From: the log was cut off at To.
+	Err       error       // more about it; may be nil
+}
+
+// Error says what was passed over.
+func (e *GapError) Error() string {
+	if e.Err != nil {
+		return fmt.Sprintf("%s: %v", e.Topic, e.Err)
+	}
+	return fmt.Sprintf("%s/%d: offsets %d to %d are not in the log any more", e.Topic, e.Partition, min(e.From, e.To), max(e.From, e.To)-1)
+}
+
+// Unwrap returns more about it, or nil.
+func (e *GapError) Unwrap() error { return e.Err }
+
+// Is makes errors.Is match ErrOffsetOutOfRange.
+func (e *GapError) Is(target error) bool { return target == ErrOffsetOutOfRange }

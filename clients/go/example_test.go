@@ -19,22 +19,34 @@ func Example() {
 	}
 	defer client.Close()
 
-	ack, err := client.PublishSync(ctx, "greetings#world", &trunkline.Message{Value: []byte("hello")})
+	producer, err := client.NewProducer()
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(ack.Topic, ack.Offset, ack.Durability)
+	for _, text := range []string{"hello", "good night"} {
+		ack, err := producer.ProduceSync(ctx, "greetings#world", &trunkline.Message{Value: []byte(text)})
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(ack.Topic, ack.Offset, ack.Durability)
+	}
+	if err := producer.Close(ctx); err != nil {
+		log.Fatal(err)
+	}
 
-	sub, err := client.Subscribe(ctx, "greetings@earliest")
+	consumer, err := client.NewConsumer(ctx, []string{"greetings@earliest"})
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer sub.Stop()
-	for record, err := range sub.Messages(ctx) {
+	defer consumer.Close()
+	for record, err := range consumer.Records(ctx) {
 		if err != nil {
 			log.Fatal(err)
 		}
 		fmt.Printf("%s=%s\n", record.Key, record.Value)
-		break
+		if string(record.Value) == "good night" {
+			break
+		}
 	}
+	fmt.Println("go on at", consumer.Positions())
 }

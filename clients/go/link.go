@@ -52,6 +52,7 @@ type link struct {
 
 	reads   atomic.Int64 // counts reads from the socket
 	blocked atomic.Bool  // the reader waits for its handler
+	dead    atomic.Bool  // set by fail
 
 	wake       chan struct{} // one slot: there is something to write
 	dying      chan struct{} // closed by fail
@@ -101,8 +102,19 @@ func (l *link) fail(err error) {
 		return
 	}
 	l.out.err = err
+	l.dead.Store(true)
 	close(l.dying)
 	l.conn.Close() // wakes reader and writer
+}
+
+// reason is what ended the link.
+func (l *link) reason() error {
+	if l == nil {
+		return ErrClosed
+	}
+	l.out.Lock()
+	defer l.out.Unlock()
+	return l.out.err
 }
 
 // lockForRoom returns with the outbox locked once size more bytes may be in flight. A request larger than the bound
@@ -155,7 +167,10 @@ func (l *link) kick() {
 }
 
 // send queues a request that has no payload.
-func (l *link) send(text string, r request) error {
+func (l *link) send(text string, r request) error { return l.sendBody(text, nil, r) }
+
+// sendBody queues a request with its payload; nil is none. Nothing of it is kept.
+func (l *link) sendBody(text string, body []byte, r request) error {
 	if len(text) > l.opt.controlLine {
 		return invalid("the request is longer than a control line of %d bytes", l.opt.controlLine)
 	}
@@ -164,11 +179,15 @@ func (l *link) send(text string, r request) error {
 		l.out.Unlock()
 		return &LinkError{Err: err}
 	}
+	before := len(l.out.buf)
 	l.out.buf = append(append(l.out.buf, text...), '\r', '\n')
+	if body != nil {
+		l.out.buf = append(append(l.out.buf, body...), '\r', '\n')
+	}
 	if r.ping {
 		l.out.pings++
 	}
-	l.commitAndUnlock(r, len(text)+2)
+	l.commitAndUnlock(r, len(l.out.buf)-before)
 	return nil
 }
 
@@ -425,4 +444,34 @@ func (l *link) release(bytes int) {
 
 func serverError(f *line.Frame) *ServerError {
 	return &ServerError{Code: errcode.Code(f.Code), Text: string(f.Detail), Async: f.Kind == line.FrameAsyncErr}
+}
+
+// ring is a queue of requests that reuses its memory. Its size follows the bound on bytes in flight.
+type ring struct {
+	slots []request // len is a power of two
+	head  int       // the oldest
+	count int
+}
+
+func (q *ring) push(r request) {
+	if q.count == len(q.slots) {
+		grown := make([]request, max(16, 2*len(q.slots)))
+		for i := range q.count {
+			grown[i] = q.slots[(q.head+i)&(len(q.slots)-1)]
+		}
+		q.slots, q.head = grown, 0
+	}
+	q.slots[(q.head+q.count)&(len(q.slots)-1)] = r
+	q.count++
+}
+
+func (q *ring) pop() (request, bool) {
+	if q.count == 0 {
+		return request{}, false
+	}
+	r := q.slots[q.head]
+	q.slots[q.head] = request{} // let go of the callback
+	q.head = (q.head + 1) & (len(q.slots) - 1)
+	q.count--
+	return r, true
 }

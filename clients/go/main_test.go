@@ -20,9 +20,10 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
+// dial connects for tests of what happens on one connection.
 func dial(t *testing.T, address string, opts ...Option) *Client {
 	t.Helper()
-	c, err := Dial(testContext(t), address, opts...)
+	c, err := Dial(testContext(t), address, append(opts, WithoutRetry())...)
 	if err != nil {
 		t.Fatal(err)
 	}

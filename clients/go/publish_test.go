@@ -337,7 +337,7 @@ func TestDialErrors(t *testing.T) {
 		"scheme":           {"http://127.0.0.1", ErrInvalid},
 		"port":             {"127.0.0.1:99999", ErrInvalid},
 		"user":             {"nats://u:p@127.0.0.1", ErrInvalid},
-		"list":             {"a:1,b:2", ErrInvalid},
+		"list":             {"127.0.0.1:1,b/2", ErrInvalid},
 		"hangs up":         {scripted.Start(t, "cut"), ErrConnect},
 		"no INFO":          {scripted.Start(t, "< +OK\n"), ErrProtocol},
 		"INFO of no sense": {scripted.Start(t, "< INFO {\n"), ErrProtocol},

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,90 +27,152 @@ type batch struct {
 // back is TCP. A batch is bounded by the parser's buffer of 64 KiB, or is one larger record.
 const batchesMax = 4
 
-// stream is a link that delivers records. Its handler's calls all come from the link's reader.
+// stream is a link that delivers records, or several, one after the other. Its handler's calls all come from the link's
+// reader.
 type stream struct {
 	client *Client
-	about  string // what it is for, as its errors say it
-	link   *link
+	about  string        // what it is for, as its errors say it
 	queue  chan batch    // closed when nothing more comes
 	stop   chan struct{} // closed by Stop: the reader must not wait for the consumer
 	halted atomic.Bool
 	first  chan struct{} // closed when the first record has come
 	waits  atomic.Int64  // records handed to the queue and not yet yielded
+	keeper sync.WaitGroup
+
+	mu   sync.Mutex
+	link *link // guarded by mu; the newest
 
 	// The consumer's: what is being yielded. One iteration at a time.
 	current batch
 	used    atomic.Bool
 
 	// The reader's.
+	gathered gathered
+	resume   *resume // nil: when the link ends, nothing more comes
+	seen     bool
+	whole    bool  // the request was answered: nothing more comes
+	final    error // set before queue is closed: why nothing more comes; nil after a whole GET
+}
+
+// gathered is what a stream's reader makes batches of.
+type gathered struct {
 	ready []batch // whole, not yet handed over
 	next  batch
 	arena []byte
 	topic string
 	names map[string]string
 	head  []record.Header // scratch
-	seen  bool
-	whole bool  // the request was answered: nothing more comes
-	final error // set before queue is closed: why nothing more comes; nil after a whole GET
 }
 
-func (c *Client) newStream(ctx context.Context, about string) (*stream, error) {
-	c.mu.Lock()
-	closed := c.closed
-	c.mu.Unlock()
-	if closed {
-		return nil, ErrClosed
-	}
-	conn, parser, err := c.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
+// newStream opens a stream; with an address, one that goes on when its link has ended. Connecting is tried until ctx ends, as
+// Client's options say.
+func (c *Client) newStream(ctx context.Context, about, again string) (*stream, error) {
 	s := &stream{
 		client: c, about: about, queue: make(chan batch, batchesMax), stop: make(chan struct{}), first: make(chan struct{}),
-		names: make(map[string]string),
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed { // meanwhile
-		conn.Close()
-		return nil, ErrClosed
+	s.gathered.names = make(map[string]string)
+	if err := c.add(s); err != nil {
+		return nil, err
 	}
-	s.link = newLink(conn, parser, s, c.opt)
-	c.open[s] = struct{}{}
+	ctx, cancel := until(ctx, s.stop)
+	defer cancel()
+	d := &dialer{client: c, purpose: about, made: true}
+	if again != "" {
+		s.resume = newResume(s, d, again)
+	}
+	conn, parser, address, err := d.connect(ctx)
+	if err == nil {
+		err = s.open(conn, parser, address)
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
 	return s, nil
+}
+
+// open makes a connection the stream's link, unless the stream was closed meanwhile.
+func (s *stream) open(conn net.Conn, parser *line.FrameParser, address string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.halted.Load() {
+		conn.Close()
+		return ErrClosed
+	}
+	s.link = newLink(conn, parser, &streamEnd{stream: s, address: address}, s.client.opt)
+	return nil
+}
+
+// streamEnd is a stream as the handler of one of its links.
+type streamEnd struct {
+	*stream
+	address string
+}
+
+func (e *streamEnd) ended(err error) {
+	if !errors.Is(err, ErrClosed) {
+		e.client.tellEnd(e.about, e.address, err)
+	}
+	if e.resume != nil {
+		e.resume.lost = err // for keep, which waits for the link's goroutines
+		return
+	}
+	e.finish(err)
+}
+
+// finish says that nothing more comes.
+func (s *stream) finish(err error) {
+	if !s.whole {
+		s.final = err
+	}
+	close(s.queue)
 }
 
 // close ends the stream and waits for its goroutines; safe to call twice.
 func (s *stream) close() {
-	s.client.mu.Lock()
-	delete(s.client.open, s)
-	s.client.mu.Unlock()
+	s.client.drop(s)
+	s.mu.Lock()
 	if !s.halted.Swap(true) {
 		close(s.stop)
 	}
-	s.link.close()
+	l := s.link
+	s.mu.Unlock()
+	if l != nil {
+		l.close()
+	}
+	s.keeper.Wait()
 }
 
 func (s *stream) async(err *ServerError) {
-	s.next.err = err
+	if s.resume != nil && !s.resume.heard(err) {
+		return
+	}
+	s.tell(err)
+}
+
+// tell puts an error that does not end the stream behind the records that have come.
+func (s *stream) tell(err error) {
+	s.gathered.next.err = err
 	s.cut()
 }
 
 // cut ends the batch being gathered.
 func (s *stream) cut() {
-	s.ready = append(s.ready, s.next)
-	s.next = batch{records: make([]Record, 0, min(len(s.next.records), recordsAhead))}
+	g := &s.gathered
+	g.ready = append(g.ready, g.next)
+	g.next = batch{records: make([]Record, 0, min(len(g.next.records), recordsAhead))}
 }
 
 // recordsAhead bounds the room made for the next batch on the evidence of the last.
 const recordsAhead = 256
 
 func (s *stream) drained() error {
-	if len(s.next.records) > 0 {
+	g := &s.gathered
+	if len(g.next.records) > 0 {
 		s.cut()
 	}
-	for i, b := range s.ready {
-		s.ready[i] = batch{}
+	for i, b := range g.ready {
+		g.ready[i] = batch{}
 		s.waits.Add(int64(len(b.records)))
 		select { // not on the link's end: what has come is delivered all the same
 		case s.queue <- b:
@@ -116,18 +180,11 @@ func (s *stream) drained() error {
 			return ErrClosed
 		}
 	}
-	s.ready = s.ready[:0]
+	g.ready = g.ready[:0]
 	if s.whole {
 		return ErrClosed
 	}
 	return nil
-}
-
-func (s *stream) ended(err error) {
-	if !s.whole {
-		s.final = err
-	}
-	close(s.queue)
 }
 
 // namesMax bounds the header names that are kept to be reused.
@@ -140,8 +197,12 @@ func (s *stream) message(f *line.Frame) error {
 		a = address.ParseLiteral(f.Subject)
 		a.Partition, a.Position.N = -1, -1
 	}
+	topic := keep(&s.gathered.topic, a.Topic)
+	if s.resume != nil && !s.resume.wants(topic, a.Partition, Offset(a.Position.N), f.SID) {
+		return nil
+	}
 	header, value := s.copy(f)
-	in := record.Record{Value: value, Headers: s.head[:0]}
+	in := record.Record{Value: value, Headers: s.gathered.head[:0]}
 	if live {
 		in.Timestamp = time.Now().UnixMilli()
 	}
@@ -152,9 +213,9 @@ func (s *stream) message(f *line.Frame) error {
 			in.Headers = in.Headers[:0]
 		}
 	}
-	s.head = in.Headers
+	s.gathered.head = in.Headers
 	out := Record{
-		Topic: keep(&s.topic, a.Topic), Partition: a.Partition, Offset: Offset(a.Position.N),
+		Topic: topic, Partition: a.Partition, Offset: Offset(a.Position.N),
 		Timestamp: time.UnixMilli(in.Timestamp).UTC(), Key: in.Key, Value: in.Value,
 	}
 	if len(in.Headers) > 0 {
@@ -163,7 +224,7 @@ func (s *stream) message(f *line.Frame) error {
 			out.Headers[i] = Header{Name: s.name(h.Key), Value: h.Value}
 		}
 	}
-	s.next.records = append(s.next.records, out)
+	s.gathered.next.records = append(s.gathered.next.records, out)
 	if !s.seen {
 		s.seen = true
 		close(s.first)
@@ -177,26 +238,28 @@ const arenaBytes = 64 << 10
 // copy moves a frame's bytes out of the parser's buffer.
 func (s *stream) copy(f *line.Frame) (header, value []byte) {
 	n := len(f.Header) + len(f.Payload)
-	if cap(s.arena)-len(s.arena) < n {
+	arena := &s.gathered.arena
+	if cap(*arena)-len(*arena) < n {
 		if n > arenaBytes/4 {
 			own := append(append(make([]byte, 0, n), f.Header...), f.Payload...)
 			return own[:len(f.Header):len(f.Header)], own[len(f.Header):]
 		}
-		s.arena = make([]byte, 0, arenaBytes)
+		*arena = make([]byte, 0, arenaBytes)
 	}
-	start := len(s.arena)
-	s.arena = append(append(s.arena, f.Header...), f.Payload...)
-	end, body := len(s.arena), start+len(f.Header)
-	return s.arena[start:body:body], s.arena[body:end:end]
+	start := len(*arena)
+	*arena = append(append(*arena, f.Header...), f.Payload...)
+	end, body := len(*arena), start+len(f.Header)
+	return (*arena)[start:body:body], (*arena)[body:end:end]
 }
 
 func (s *stream) name(b []byte) string {
-	if n, ok := s.names[string(b)]; ok {
+	names := s.gathered.names
+	if n, ok := names[string(b)]; ok {
 		return n
 	}
 	n := string(b)
-	if len(s.names) < namesMax {
-		s.names[n] = n
+	if len(names) < namesMax {
+		names[n] = n
 	}
 	return n
 }
@@ -264,19 +327,45 @@ func (s *stream) receive(ctx context.Context) (bool, error) {
 // Subscription delivers the records of a topic or a partition as they become visible.
 type Subscription struct{ s *stream }
 
-// Subscribe follows an address, "orders", "orders/2", "orders@earliest" or "orders/2@17": from now unless it has a
-// position, in order within each partition. A topic that does not exist is waited for. ctx bounds the subscribing only.
-// The server is held back by TCP while nobody iterates, and cuts off who takes nothing for long: see Messages.
+// Subscribe follows an address, "orders", "orders/2", "orders@earliest" or "orders/2@17", or live subjects: from now unless
+// it has a position, in order within each partition. A topic that does not exist is waited for. ctx bounds the subscribing
+// only. The server is held back by TCP while nobody iterates, and cuts off who takes nothing for long: see Messages.
+//
+// When the connection ends, the subscription goes on behind the last record of each partition as soon as there is another one.
+// What was published to live subjects meanwhile is gone; it says so by a *GapError.
 func (c *Client) Subscribe(ctx context.Context, address string) (*Subscription, error) {
 	if err := checkField("address", address); err != nil {
 		return nil, err
 	}
-	s, err := c.newStream(ctx, "subscription to "+address)
+	for try := 1; ; try++ {
+		sub, err := c.subscribe(ctx, address)
+		if err == nil {
+			return sub, nil
+		}
+		if c.opt.once || ctx.Err() != nil || !passes(err) {
+			return nil, fmt.Errorf("subscribe to %s: %w", address, err)
+		}
+		if ended := c.opt.backoff.wait(ctx, try); ended != nil {
+			return nil, fmt.Errorf("subscribe to %s: %w: %w", address, ended, err)
+		}
+	}
+}
+
+// subscribe is Subscribe over one connection.
+func (c *Client) subscribe(ctx context.Context, address string) (*Subscription, error) {
+	again := address
+	if c.opt.once {
+		again = ""
+	}
+	s, err := c.newStream(ctx, "subscription to "+address, again)
 	if err != nil {
-		return nil, fmt.Errorf("subscribe to %s: %w", address, err)
+		return nil, err
 	}
 	answered := make(chan error, 1)
-	err = s.link.send("SUB "+address+" 1", request{done: func(a answer) { answered <- a.err }})
+	if s.resume != nil {
+		s.resume.learn(s.link)
+	}
+	err = s.link.send("SUB "+address+" "+mainSID, request{done: func(a answer) { answered <- a.err }})
 	if err == nil {
 		select {
 		case err = <-answered:
@@ -287,14 +376,17 @@ func (c *Client) Subscribe(ctx context.Context, address string) (*Subscription, 
 	}
 	if err != nil {
 		s.close()
-		return nil, fmt.Errorf("subscribe to %s: %w", address, err)
+		return nil, err
+	}
+	if s.resume != nil {
+		s.keeper.Go(s.keep)
 	}
 	return &Subscription{s}, nil
 }
 
-// Messages yields records in the order they came, and waits for more until ctx ends, Stop is called, or the link dies;
-// then it yields the reason as its last error. An error before that, a *ServerError with Async set such as CORRUPT or
-// TOPIC_DELETED, does not end it: go on, or break. After a break a new call goes on with the next record. One iteration
+// Messages yields records in the order they came, and waits for more until ctx ends, Stop is called, or, without retries, the
+// link dies; then it yields the reason as its last error. An error before that, a *ServerError with Async set such as CORRUPT
+// or TOPIC_DELETED, or a *GapError, does not end it: go on, or break. After a break a new call goes on with the next record. One iteration
 // at a time.
 func (s *Subscription) Messages(ctx context.Context) iter.Seq2[*Record, error] {
 	return s.s.messages(ctx)
@@ -325,7 +417,7 @@ func (c *Client) Get(ctx context.Context, address string, count int) (*Reading, 
 	if count < 1 {
 		return nil, invalid("cannot read %d records; ask for 1 or more", count)
 	}
-	s, err := c.newStream(ctx, "get "+address)
+	s, err := c.newStream(ctx, "get "+address, "")
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w", address, err)
 	}

@@ -197,7 +197,7 @@ func TestSlowConsumerLosesNothing(t *testing.T) {
 			streams = streams[1:]
 			servers.Go(func() { deliver(t, server, text) })
 			return client, nil
-		}))
+		}), WithoutRetry())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,7 +13,7 @@ import (
 )
 
 // patience bounds how long a script waits for a client, so that a test fails and does not hang.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Hello is the handshake with the Go client, by a server that takes payloads of 100 bytes.
 const Hello = `

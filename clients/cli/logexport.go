@@ -65,7 +65,11 @@ func (a *app) exportLog(ctx context.Context, from, to string, compacted bool) er
 	if err := exportable(d.path, to); err != nil {
 		return err
 	}
-	v := d.verifier(compacted, func(f kafkalog.Finding) { a.note("%s", f) })
+	gaps, err := d.gaps(compacted)
+	if err != nil {
+		return err
+	}
+	v := d.verifier(gaps, func(f kafkalog.Finding) { a.note("%s", f) })
 	if err := d.verify(ctx, v, false); err != nil {
 		return err
 	}
@@ -73,7 +77,7 @@ func (a *app) exportLog(ctx context.Context, from, to string, compacted bool) er
 		return fmt.Errorf("%s is damaged, faults: %d; nothing was exported. Start the server on it, which cuts a torn end and sets aside what is "+
 			"damaged, stop it and export again; or export a replica", from, n)
 	}
-	x := &exporter{dir: d, next: v.Next(), compacted: compacted}
+	x := &exporter{dir: d, next: v.Next(), gaps: gaps}
 	if err := x.to(ctx, to); err != nil {
 		return fmt.Errorf("export to %s: %w", to, err)
 	}
@@ -105,16 +109,16 @@ func exportable(from, to string) error {
 
 // exporter copies a verified log.
 type exporter struct {
-	dir       *logDir
-	target    string
-	next      record.Offset // the log's end
-	first     record.Offset // the first one exported
-	compacted bool
-	segments  int
-	batches   int64
-	bytes     int64
-	buf       []byte
-	index     *kafkalog.IndexWriter
+	dir      *logDir
+	target   string
+	next     record.Offset // the log's end
+	first    record.Offset // the first one exported
+	gaps     record.Offset // below it records may be missing
+	segments int
+	batches  int64
+	bytes    int64
+	buf      []byte
+	index    *kafkalog.IndexWriter
 }
 
 const (
@@ -180,7 +184,7 @@ func (x *exporter) segment(ctx context.Context, g logSegment) (err error) {
 	}
 	defer f.Close()
 	var out *copied
-	w := kafkalog.NewWalker(in, g.size, x.compacted)
+	w := kafkalog.NewWalker(in, g.size, x.gaps)
 	for b := (kafkalog.Walked{}); w.Next(&b); {
 		if err := errors.Join(ctx.Err(), b.Err); err != nil {
 			out.abandon()

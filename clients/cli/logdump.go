@@ -75,7 +75,7 @@ func (p *dumper) segment(ctx context.Context, g logSegment) error {
 	if !p.json {
 		fmt.Fprintf(p.out, "%s bytes %d\n", name, g.size)
 	}
-	w := kafkalog.NewWalker(in, g.size, true)
+	w := kafkalog.NewWalker(in, g.size, math.MaxInt64)
 	var b kafkalog.Walked
 	for w.Next(&b) {
 		if err := ctx.Err(); err != nil {

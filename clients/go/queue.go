@@ -1,0 +1,573 @@
+package trunkline
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
+	"github.com/trunkline-mq/trunkline/protocol/record"
+)
+
+// queue is what a producer has for one partition: batches that wait, the last of which is being filled, and a goroutine that
+// sends one after the other.
+type queue struct {
+	sink *sink
+	id   PartitionID   // -1: the server places the records
+	wake chan struct{} // one slot: something has changed
+
+	mu      sync.Mutex
+	waiting []*outBatch   // guarded by mu; the last may be open
+	parked  *outBatch     // guarded by mu; taken, and left for another plan
+	offered bool          // guarded by mu; the next batch may be begun by a record without a key
+	shut    bool          // guarded by mu
+	names   []byte        // guarded by mu; scratch, as the next
+	rec     record.Record // guarded by mu
+}
+
+func newQueue(s *sink, id PartitionID) *queue {
+	return &queue{sink: s, id: id, wake: make(chan struct{}, 1)}
+}
+
+func (q *queue) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// add puts a record into the open batch. The sink's lock is held for reading.
+func (q *queue) add(rec *pending) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.addLocked(rec, false, nil)
+}
+
+// addKeyless is add, unless a batch would begin that is for another queue to begin.
+func (q *queue) addKeyless(rec *pending) (added bool, _ error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.offered && q.openLocked(rec.bound()) == nil {
+		return false, nil
+	}
+	q.offered = false
+	return true, q.addLocked(rec, false, nil)
+}
+
+// offer lets the next batch be begun by a record without a key.
+func (q *queue) offer() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.offered = true
+}
+
+// addOld is add for a record of b.
+func (q *queue) addOld(rec *pending, maybe bool, b *outBatch) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.addLocked(rec, maybe, b)
+}
+
+// bound is the most bytes that a record adds to a batch.
+func (rec *pending) bound() int { return rec.size + len(rec.key) + recordOverhead }
+
+// recordOverhead is above what a record has in a batch around its key, value and headers.
+const recordOverhead = 48
+
+// openLocked returns the batch that takes n more bytes, nil where there is none.
+func (q *queue) openLocked(n int) *outBatch {
+	if len(q.waiting) == 0 {
+		return nil
+	}
+	if b := q.waiting[len(q.waiting)-1]; b.builder.Size()+n <= q.sink.limit {
+		return b
+	}
+	return nil
+}
+
+func (q *queue) addLocked(rec *pending, maybe bool, from *outBatch) error {
+	if q.shut {
+		return ErrClosed
+	}
+	p := q.sink.producer
+	b := q.openLocked(rec.bound())
+	if b != nil && from != nil && b.era > from.era {
+		b = nil // who waits for the era of this record must not miss it
+	}
+	if b == nil {
+		if b, _ = p.batches.Get().(*outBatch); b == nil {
+			b = &outBatch{}
+		}
+		b.builder.Reset(b.buf)
+		b.plan, b.born = -1, time.Now()
+		if from == nil {
+			b.era = p.begin(0)
+		} else {
+			b.born, b.tries, b.started = from.born, from.tries, from.started
+			b.era = p.begin(from.era)
+		}
+		q.waiting = append(q.waiting, b)
+	}
+	b.builder.Append(q.recordLocked(rec))
+	q.rec.Key, q.rec.Value = nil, nil // the caller's
+	b.promises = append(b.promises, promise{done: rec.done, to: rec.to, maybe: maybe})
+	b.size += rec.size
+	if rec.to < 0 && q.id >= 0 {
+		b.plan = q.sink.plan.Plan().Version
+	}
+	if len(b.promises) == 1 || p.opt.linger > 0 && q.isFull(b) {
+		q.signal()
+	}
+	return nil
+}
+
+// recordLocked is a message as a record. It is valid until the next call.
+func (q *queue) recordLocked(rec *pending) *record.Record {
+	m := rec.message
+	r := &q.rec
+	*r = record.Record{Key: rec.key, Value: m.Value, Headers: r.Headers[:0]}
+	if r.Timestamp = m.Timestamp.UnixMilli(); m.Timestamp.IsZero() {
+		r.Timestamp = time.Now().UnixMilli()
+	}
+	q.names = q.names[:0]
+	for i := range m.Headers {
+		q.names = append(q.names, m.Headers[i].Name...)
+	}
+	rest := q.names
+	for i := range m.Headers {
+		n := len(m.Headers[i].Name)
+		r.Headers = append(r.Headers, record.Header{Key: rest[:n:n], Value: m.Headers[i].Value})
+		rest = rest[n:]
+	}
+	return r
+}
+
+// run sends batch after batch until the producer ends.
+func (q *queue) run() {
+	p := q.sink.producer
+	ctx, cancel := until(context.Background(), p.stop)
+	defer cancel()
+	for {
+		b, wait := q.take()
+		if b != nil {
+			q.deliver(ctx, b)
+			q.sink.left(ctx)
+			continue
+		}
+		var linger <-chan time.Time
+		var timer *time.Timer
+		if wait > 0 {
+			timer = time.NewTimer(wait)
+			linger = timer.C
+		}
+		select {
+		case <-q.wake:
+		case <-linger:
+		case <-p.stop:
+			q.abandon()
+			return
+		}
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+}
+
+// take returns the next batch, and counts its queue in with those that deliver; nil where there is none yet, and then how long
+// it lingers.
+func (q *queue) take() (*outBatch, time.Duration) {
+	s := q.sink
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.waiting) == 0 || s.replan != nil || q.shut {
+		return nil, 0
+	}
+	b := q.waiting[0]
+	if linger := s.producer.opt.linger; linger > 0 && len(q.waiting) == 1 && b.tries == 0 && s.producer.flushing.Load() == 0 {
+		if left := linger - time.Since(b.born); left > 0 && !q.isFull(b) {
+			return nil, left
+		}
+	}
+	q.waiting[0] = nil
+	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
+		q.waiting = nil
+	}
+	s.inFlight.Add(1)
+	return b, 0
+}
+
+// isFull reports whether a batch need not linger. The sink's lock is held for reading.
+func (q *queue) isFull(b *outBatch) bool { return b.builder.Size() >= q.sink.limit-q.sink.limit/8 }
+
+// takeAll returns every batch that has no outcome, in order.
+func (q *queue) takeAll() []*outBatch {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	all := q.waiting
+	if q.parked != nil {
+		all = append([]*outBatch{q.parked}, all...)
+	}
+	q.waiting, q.parked = nil, nil
+	return all
+}
+
+// park leaves a batch for the next plan.
+func (q *queue) park(b *outBatch) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.parked = b
+}
+
+// abandon fails what was never sent, or is left of what was.
+func (q *queue) abandon() {
+	q.mu.Lock()
+	q.shut = true
+	q.mu.Unlock()
+	for _, b := range q.takeAll() {
+		q.settle(b, nil, ErrClosed)
+	}
+}
+
+// deliver sends a batch until it has its outcome, or waits for another plan.
+func (q *queue) deliver(ctx context.Context, b *outBatch) {
+	if b.started.IsZero() {
+		b.started = time.Now()
+	}
+	if timeout := q.sink.producer.opt.timeout; timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, b.born.Add(timeout))
+		defer cancel()
+	}
+	if q.id < 0 {
+		q.deliverVia(ctx, b)
+		return
+	}
+	q.deliverBatch(ctx, b)
+}
+
+func (q *queue) deliverBatch(ctx context.Context, b *outBatch) {
+	s := q.sink
+	p := s.producer
+	if err := q.seal(b); err != nil {
+		q.settle(b, nil, err)
+		return
+	}
+	packed, plain := b.packed, b.builder.Size()
+	if limit := int(p.client.maxPayload.Load()); len(packed) > limit {
+		q.settle(b, &sent{}, invalidSize(len(packed), limit))
+		return
+	}
+	for {
+		b.tries++
+		ack, err := q.send(ctx, b, packed)
+		switch {
+		case err == nil:
+			q.settle(b, &sent{ack: ack, packed: len(packed), plain: plain}, nil)
+			return
+		case q.isStale(b, err):
+			q.park(b)
+			s.startReplan()
+			q.tellRetry(b, false, err)
+			return
+		}
+		if hasCode(err, errcode.TopicDeleted) || hasCode(err, errcode.UnknownTopic) {
+			s.forget()
+		}
+		if !q.tryAgain(ctx, b, err) {
+			q.settle(b, &sent{packed: len(packed), plain: plain}, q.why(ctx, err))
+			return
+		}
+	}
+}
+
+// seal makes a batch what is sent. Nothing is added to it any more.
+func (q *queue) seal(b *outBatch) error {
+	if b.packed != nil {
+		return nil
+	}
+	packer, err := q.sink.producer.packer()
+	if err != nil {
+		return err
+	}
+	b.buf = b.builder.Finish(0, -1)
+	packed, err := packer.Pack(b.buf)
+	if err != nil {
+		q.sink.producer.packers.Put(packer)
+		return err
+	}
+	b.packed, b.packer = packed, packer
+	return nil
+}
+
+// sealNext seals the batch that goes next, where it is full, while the one before it is under way.
+func (q *queue) sealNext() {
+	q.mu.Lock()
+	var next *outBatch
+	if len(q.waiting) > 1 { // so the first is not the open one
+		next = q.waiting[0]
+	}
+	q.mu.Unlock()
+	if next != nil {
+		_ = q.seal(next) // deliverBatch tries again, and tells
+	}
+}
+
+// isStale reports whether a batch was refused because its records were placed by a plan that does not hold any more.
+func (q *queue) isStale(b *outBatch, err error) bool {
+	return b.plan >= 0 && (hasCode(err, errcode.PlanStale) || hasCode(err, errcode.UnknownPartition))
+}
+
+// send sends a batch once and waits for its answer.
+func (q *queue) send(ctx context.Context, b *outBatch, packed record.Batch) (Ack, error) {
+	p := q.sink.producer
+	l, err := p.session.get(ctx)
+	if err != nil {
+		return Ack{}, err
+	}
+	type outcome struct {
+		ack Ack
+		err error
+	}
+	answered := make(chan outcome, 1)
+	var line [512]byte
+	text := p.text(line[:0], q.sink.topic, q.id, b.plan)
+	text = appendSize(text, len(packed))
+	err = l.sendBody(string(text), packed, request{ack: func(ack Ack, err error) { answered <- outcome{ack, err} }})
+	if err != nil {
+		return Ack{}, err
+	}
+	q.sealNext()
+	select {
+	case o := <-answered:
+		if o.err == nil && (o.ack.Topic != q.sink.topic || o.ack.Partition != q.id) {
+			return Ack{}, &LinkError{Sent: true, Err: violation("a batch for %s/%d is acknowledged for %.80q", q.sink.topic, q.id, o.ack.Topic)}
+		}
+		return o.ack, o.err
+	case <-ctx.Done():
+		return Ack{}, &LinkError{Sent: true, Err: context.Cause(ctx)}
+	}
+}
+
+// tryAgain decides whether a batch that failed is sent again, and waits until it is time.
+func (q *queue) tryAgain(ctx context.Context, b *outBatch, err error) bool {
+	o := q.sink.producer.opt
+	open := unknown(err)
+	if open {
+		for i := range b.promises {
+			b.promises[i].maybe = true
+		}
+	}
+	if open && !o.retryUnknown || !open && !passes(err) || ctx.Err() != nil {
+		return false
+	}
+	if q.sink.producer.client.opt.once {
+		return false
+	}
+	q.tellRetry(b, open, err)
+	return q.sink.producer.client.opt.backoff.wait(ctx, b.tries) == nil
+}
+
+func (q *queue) tellRetry(b *outBatch, open bool, err error) {
+	c := q.sink.producer.client
+	c.opt.log.Debug("sending again", "component", "producer", "topic", q.sink.topic, "partition", q.id, "records", len(b.promises), "unknown", open, "err", err)
+	if f := c.opt.hooks.Retried; f != nil {
+		f(Retried{Topic: q.sink.topic, Partition: q.id, Records: len(b.promises), Unknown: open, Err: err})
+	}
+}
+
+// why is what a batch failed with: what ended the trying, and what failed last.
+func (q *queue) why(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		return err
+	}
+	return errors.Join(context.Cause(ctx), err)
+}
+
+// sent says what was sent of a batch; nothing, where it is nil.
+type sent struct {
+	ack           Ack // of the first record
+	packed, plain int
+}
+
+// settle gives each record of a batch its outcome.
+func (q *queue) settle(b *outBatch, what *sent, err error) {
+	var ack Ack
+	if what != nil {
+		ack = what.ack
+	}
+	if what != nil {
+		q.tellOutcome(b, what, err)
+	}
+	for i := range b.promises {
+		pr := &b.promises[i]
+		if err == nil {
+			pr.settle(ack, nil)
+			if ack.Offset >= 0 {
+				ack.Offset++
+			}
+			continue
+		}
+		pr.settle(Ack{}, q.fault(b, pr.maybe, err))
+	}
+	q.drop(b)
+}
+
+func (q *queue) tellOutcome(b *outBatch, what *sent, err error) {
+	if f := q.sink.producer.client.opt.hooks.Produced; f != nil {
+		f(Produced{Topic: q.sink.topic, Partition: q.id, Records: len(b.promises), Bytes: what.packed, Plain: what.plain,
+			Tries: b.tries, Took: time.Since(b.started), Err: err})
+	}
+}
+
+func (q *queue) fault(b *outBatch, maybe bool, err error) *ProduceError {
+	return &ProduceError{Topic: q.sink.topic, Partition: q.id, Tries: b.tries, Unknown: maybe, Err: err}
+}
+
+// drop lets go of a batch whose records have their outcome.
+func (q *queue) drop(b *outBatch) {
+	p := q.sink.producer
+	p.giveRoom(b.size)
+	p.finish(b.era)
+	p.recycle(b)
+}
+
+// deliverVia sends each record by itself, for the server to place.
+func (q *queue) deliverVia(ctx context.Context, b *outBatch) {
+	s := q.sink
+	whole := b.builder.Finish(0, -1)
+	b.buf = whole
+	left := make([]int, len(b.promises))
+	for i := range left {
+		left[i] = i
+	}
+	settled := 0
+	var failed error // the first that is final
+	for len(left) > 0 {
+		b.tries++
+		outcomes := q.sendEach(ctx, b, whole, left)
+		again := left[:0]
+		var last error
+		for n, i := range left {
+			pr, o := &b.promises[i], outcomes[n]
+			switch {
+			case o.err == nil:
+				settled++
+				pr.settle(o.ack, nil)
+				continue
+			case unknown(o.err):
+				pr.maybe = true
+			}
+			opt := s.producer.opt
+			if ctx.Err() != nil || s.producer.client.opt.once || pr.maybe && !opt.retryUnknown || !unknown(o.err) && !passes(o.err) {
+				fault := q.fault(b, pr.maybe, q.why(ctx, o.err))
+				if failed == nil {
+					failed = fault
+				}
+				pr.settle(Ack{}, fault)
+				continue
+			}
+			again, last = append(again, i), o.err
+		}
+		if left = again; len(left) > 0 {
+			q.tellRetry(b, unknown(last), last)
+			_ = s.producer.client.opt.backoff.wait(ctx, b.tries) // when ctx has ended, the next round fails
+		}
+	}
+	q.tellOutcome(b, &sent{packed: len(whole), plain: len(whole)}, failed)
+	q.drop(b)
+	if settled > 0 && s.isMissing() { // it has come to be
+		s.startReplan()
+	}
+}
+
+func (s *sink) isMissing() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.missing
+}
+
+type published struct {
+	ack Ack
+	err error
+}
+
+// sendEach publishes the records of a batch whose numbers are given, in ascending order, and waits for all answers.
+func (q *queue) sendEach(ctx context.Context, b *outBatch, whole record.Batch, numbers []int) []published {
+	outcomes := make([]published, len(numbers))
+	for i := range outcomes {
+		outcomes[i].err = &LinkError{Err: errors.New("not sent")}
+	}
+	l, err := q.sink.producer.session.get(ctx)
+	if err != nil {
+		for i := range outcomes {
+			outcomes[i].err = err
+		}
+		return outcomes
+	}
+	answers := make(chan published, len(numbers)) // so the reader never waits
+	sentNow, n := 0, 0
+	it := record.NewIterator(whole)
+	var r record.Record
+	for i := 0; n < len(numbers); i++ {
+		if _, ok := it.Next(&r); !ok {
+			break
+		}
+		if i != numbers[n] {
+			continue
+		}
+		n++
+		if err := q.publish(l, &r, b.promises[i].to, func(ack Ack, err error) { answers <- published{ack, err} }); err != nil {
+			outcomes[n-1].err = err
+			break // nothing behind it is sent, so that nothing overtakes it
+		}
+		sentNow++
+	}
+	for i := range sentNow {
+		select {
+		case outcomes[i] = <-answers:
+			if o := &outcomes[i]; o.err == nil && o.ack.Offset < 0 {
+				o.err = &ServerError{Code: errcode.UnknownTopic, Text: "topic " + q.sink.topic + " does not exist, and publishes do not make it; create it"}
+			}
+		case <-ctx.Done():
+			for ; i < sentNow; i++ {
+				outcomes[i].err = &LinkError{Sent: true, Err: context.Cause(ctx)}
+			}
+			return outcomes
+		}
+	}
+	return outcomes
+}
+
+// publish sends one record as PUB or HPUB. Without a key it names a partition, so that it cannot be taken for a live message.
+func (q *queue) publish(l *link, r *record.Record, to PartitionID, done func(Ack, error)) error {
+	m := Message{Key: r.Key, Value: r.Value, Timestamp: time.UnixMilli(r.Timestamp)}
+	for _, h := range r.Headers {
+		m.Headers = append(m.Headers, Header{Name: string(h.Key), Value: h.Value})
+	}
+	where := q.sink.topic
+	if to == partition.None && r.Key == nil {
+		to = 0
+	}
+	if to != partition.None {
+		where = string(appendPlace([]byte(where), to))
+	}
+	l.out.Lock()
+	if err := l.out.err; err != nil {
+		l.out.Unlock()
+		return &LinkError{Err: err}
+	}
+	before := len(l.out.buf)
+	var total int
+	l.out.buf, total = appendPublish(l.out.buf, where, &m)
+	if limit := int(q.sink.producer.client.maxPayload.Load()); total > limit {
+		l.out.buf = l.out.buf[:before]
+		l.out.Unlock()
+		return invalidSize(total, limit)
+	}
+	l.commitAndUnlock(request{ack: done}, len(l.out.buf)-before)
+	return nil
+}
