@@ -76,9 +76,10 @@ func (rec *pending) bound() int { return rec.size + len(rec.key) + recordOverhea
 // recordOverhead is above what a record has in a batch around its key, value and headers.
 const recordOverhead = 48
 
-// openLocked returns the batch that takes n more bytes, nil where there is none.
+// openLocked returns the batch that takes n more bytes, nil where there is none. While the topic is missing each record is
+// a batch of its own: the first that is acknowledged makes the topic, those behind it wait and go by its plan, in order.
 func (q *queue) openLocked(n int) *outBatch {
-	if len(q.waiting) == 0 {
+	if len(q.waiting) == 0 || q.id < 0 && q.sink.missing {
 		return nil
 	}
 	if b := q.waiting[len(q.waiting)-1]; b.builder.Size()+n <= q.sink.limit {

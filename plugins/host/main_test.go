@@ -40,6 +40,7 @@ func TestMain(m *testing.M) {
 func childMain(mode string, args []string) {
 	serve := sdk.Plugin{Kind: "partitioner", Name: "probe", Version: "7.8.9"}
 	p := &probe{}
+	p.Partitioner, _ = stated.New("murmur2")
 	if len(args) > 0 {
 		p.marker = args[0]
 	}
