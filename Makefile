@@ -28,6 +28,8 @@ ROUNDS    ?= 1000
 KILLTIME  ?= 60s
 SEEDS     ?= 20
 KILLS     ?= 50
+STEPS     ?= 240
+OUTAGE    ?= 60s
 RECORDS   ?= 1000000
 PROTO_OUT ?= .
 TOOLS     := $(CURDIR)/bin/tools/$(PROTOC_GEN_GO)-$(PROTOC_GEN_GO_GRPC)
@@ -57,12 +59,14 @@ ifneq ($(TEST_PACKAGES),)
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(TEST_PACKAGES)
 endif
 
-# Faults for long: power losses, full disks and kills on real file systems, crashes of a simulated one, and kills under the Go
-# client. As root.
+# Faults for long: power losses, full disks and kills on real file systems, kills at every named step of the lease, crashes
+# of a simulated disk, kills under the Go client, and a ZooKeeper ensemble that is away. As root.
 chaos: test-tools
 	TRUNKLINE_TEST_REQUIRE=1 $(GO) test -count=1 -v -timeout 2h ./server/test/chaos -rounds $(ROUNDS) -time $(KILLTIME)
+	$(GO) test -count=1 -v -timeout 2h ./server/test/chaos/step -rounds $(STEPS)
 	$(GO) test -count=1 -v -timeout 2h ./plugins/storage/crashtest -seeds $(SEEDS)
 	$(GO) test -count=1 -v -timeout 2h -run Kills ./server/test/client -kills $(KILLS) -records $(RECORDS)
+	TRUNKLINE_TEST_REQUIRE=1 $(GO) test -count=1 -v -timeout 2h -run EnsembleAway ./server/test/zookeeper -outage $(OUTAGE)
 
 lint:
 	@unformatted="$$(gofmt -l clients plugins protocol server)"; \

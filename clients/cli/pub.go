@@ -285,6 +285,8 @@ type tally struct {
 	lines      []int          // guarded; the numbers of lines without a result, from the oldest on
 	durability map[string]int // guarded; acknowledged lines by what was reached
 	refused    []error        // guarded; the failures of lines, with their numbers
+	first      error          // guarded; that of the lowest of all lines that failed
+	low, high  int            // guarded; the lowest and the highest of them
 	failures   int            // guarded; how many there were
 	stop       chan struct{}  // closed with the first failure that ends the run
 	stopped    bool           // guarded
@@ -332,9 +334,15 @@ func (t *tally) refuse(line int, err error) {
 
 // failLocked keeps a failure. Only one that is about the line alone is passed over.
 func (t *tally) failLocked(line int, err error) {
+	told := fmt.Errorf("line %d: %w", line, err)
 	if t.failures++; len(t.refused) < refusedMax {
-		t.refused = append(t.refused, fmt.Errorf("line %d: %w", line, err))
+		t.refused = append(t.refused, told)
 	}
+	// A line that could not be sent is heard of before those that were sent in vain in front of it.
+	if t.first == nil || line < t.low {
+		t.first, t.low = told, line
+	}
+	t.high = max(t.high, line)
 	passable := errors.Is(err, trunkline.ErrTooLarge) || errors.Is(err, trunkline.ErrInvalid) || errors.Is(err, errNoRecord)
 	if !(t.keepGoing && passable) && !t.stopped {
 		t.stopped = true
@@ -391,8 +399,11 @@ func (a *app) reportLines(t *tally, failed error) error {
 	if t.failures == 0 {
 		return failed
 	}
-	if !t.keepGoing {
-		return t.refused[0]
+	switch {
+	case !t.keepGoing && t.failures == 1:
+		return t.first
+	case !t.keepGoing:
+		return fmt.Errorf("%w; from there to line %d %d lines are not acknowledged", t.first, t.high, t.failures)
 	}
 	for _, err := range t.refused {
 		a.note("trunkline: %v", err)

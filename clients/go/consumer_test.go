@@ -238,6 +238,58 @@ func TestADeletedTopicIsToldAndComesBack(t *testing.T) {
 	}
 }
 
+// TestATopicThatWasMadeAnewUnseenIsReadFromItsStart: it was deleted and filled again while nothing was asked of it.
+func TestATopicThatWasMadeAnewUnseenIsReadFromItsStart(t *testing.T) {
+	for name, now := range map[string]int{"shorter": 3, "longer": 20} {
+		t.Run(name, func(t *testing.T) {
+			s, c := fake(t, nil, WithMetadataAge(time.Hour))
+			ctx := longContext(t)
+			fill(t, c, "t", 1, span{0, 10})
+			r := consumer(t, c, []string{"t@earliest"})
+			take(t, r, 10)
+			if err := r.Pause("t"); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(50 * time.Millisecond) // the FETCH that waits has ended; where it has not, it is told
+			if err := c.DeleteTopic(ctx, "t"); err != nil {
+				t.Fatal(err)
+			}
+			fill(t, c, "t", 1, span{0, now})
+			if now > 10 {
+				s.Disconnect()
+			}
+			if err := r.Resume("t"); err != nil {
+				t.Fatal(err)
+			}
+			told := false
+			for rec, err := range r.Records(ctx) {
+				if err == nil {
+					if !told || rec.Offset != 0 {
+						t.Errorf("told %v, then record %d", told, rec.Offset)
+					}
+					return
+				}
+				told = told || hasCode(err, errcode.TopicDeleted)
+			}
+		})
+	}
+}
+
+// TestASeekToTheEndEndsWhoReadsUntilLatest, also one that waits.
+func TestASeekToTheEndEndsWhoReadsUntilLatest(t *testing.T) {
+	_, c := fake(t, nil)
+	ctx := longContext(t)
+	fill(t, c, "t", 1, span{0, 10})
+	r := consumer(t, c, []string{"t@earliest"}, UntilLatest())
+	if err := r.Pause("t"); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(20*time.Millisecond, func() { _ = r.Seek(ctx, "t@latest") })
+	if _, err := r.Poll(ctx, 1); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+}
+
 func TestRecordsThatWereRemovedAreAGap(t *testing.T) {
 	_, c := fake(t, nil)
 	fill(t, c, "t", 1, span{0, 1000})

@@ -39,6 +39,7 @@ func (c *Consumer) tell(slot chan struct{}) {
 // interrupt makes the fetcher look again: any verb ends a FETCH that waits.
 func (c *Consumer) interrupt() {
 	c.tell(c.nudge)
+	c.tell(c.ready) // it may be the end
 	c.mu.Lock()
 	w := c.conn
 	c.mu.Unlock()
@@ -83,6 +84,9 @@ func (f *fetcher) run(ctx context.Context) error {
 				return ErrClosed
 			}
 			return err
+		}
+		if f.conn != nil {
+			f.known = time.Time{} // what has happened meanwhile?
 		}
 		f.conn, f.parser = conn, parser
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
@@ -395,6 +399,7 @@ func (f *fetcher) takeTrouble() error {
 		to := low
 		if a.from >= low {
 			to = high
+			f.known = time.Time{} // is it another topic's log?
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()

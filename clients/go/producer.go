@@ -272,6 +272,9 @@ func (p *Producer) produce(ctx context.Context, addr string, m *Message, done fu
 	if err != nil {
 		return err
 	}
+	if m.Key == nil {
+		rec.size += len(rec.key) // the address's
+	}
 	s, err := p.sink(topic)
 	if err != nil {
 		return err

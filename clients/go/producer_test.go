@@ -511,21 +511,6 @@ func TestCloseGivesEveryRecordItsOutcome(t *testing.T) {
 	}
 }
 
-func TestARecordIsTriedUntilItsTime(t *testing.T) {
-	s, c := fake(t, nil)
-	ctx := longContext(t)
-	p := producer(t, c, WithRecordTimeout(50*time.Millisecond))
-	if _, err := p.ProduceSync(ctx, "t", &Message{}); err != nil {
-		t.Fatal(err)
-	}
-	s.Fail(errcode.StorageUnavailable, 1_000_000)
-	_, err := p.ProduceSync(ctx, "t", &Message{})
-	// Refused before, it is certainly not there; unless the time was up between a request and its answer.
-	if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrUnavailable) == errors.Is(err, ErrOutcomeUnknown) {
-		t.Errorf("%v; want the deadline, and what failed last", err)
-	}
-}
-
 func TestTheCallersContextEndsTheWaitingOnly(t *testing.T) {
 	s, c := fake(t, nil)
 	ctx := longContext(t)

@@ -17,6 +17,7 @@ type queue struct {
 	sink *sink
 	id   PartitionID   // -1: the server places the records
 	wake chan struct{} // one slot: something has changed
+	next Offset        // behind what was acknowledged last; the queue's goroutine's
 
 	mu      sync.Mutex
 	waiting []*outBatch   // guarded by mu; the last may be open
@@ -106,7 +107,7 @@ func (q *queue) addLocked(rec *pending, maybe bool, from *outBatch) error {
 		if from == nil {
 			b.era = p.begin(0)
 		} else {
-			b.born, b.tries, b.started = from.born, from.tries, from.started
+			b.born, b.tries, b.started, b.resized = from.born, from.tries, from.started, from.resized
 			b.era = p.begin(from.era)
 		}
 		q.waiting = append(q.waiting, b)
@@ -267,9 +268,16 @@ func (q *queue) deliverBatch(ctx context.Context, b *outBatch) {
 		ack, err := q.send(ctx, b, packed)
 		switch {
 		case err == nil:
+			if ack.Offset >= 0 {
+				if ack.Offset < q.next { // another log than before: what is its topic's plan?
+					s.startReplan()
+				}
+				q.next = ack.Offset + Offset(len(b.promises))
+			}
 			q.settle(b, &sent{ack: ack, packed: len(packed), plain: plain}, nil)
 			return
-		case q.isStale(b, err):
+		case q.isStale(b, err), hasCode(err, errcode.TooLarge) && len(b.promises) > 1 && !b.resized:
+			b.resized = b.resized || hasCode(err, errcode.TooLarge) // message.bytes may be less than it was
 			q.park(b)
 			s.startReplan()
 			q.tellRetry(b, false, err)
@@ -325,7 +333,7 @@ func (q *queue) isStale(b *outBatch, err error) bool {
 // send sends a batch once and waits for its answer.
 func (q *queue) send(ctx context.Context, b *outBatch, packed record.Batch) (Ack, error) {
 	p := q.sink.producer
-	l, err := p.session.get(ctx)
+	l, err := p.link(ctx)
 	if err != nil {
 		return Ack{}, err
 	}
@@ -351,6 +359,14 @@ func (q *queue) send(ctx context.Context, b *outBatch, packed record.Batch) (Ack
 	case <-ctx.Done():
 		return Ack{}, &LinkError{Sent: true, Err: context.Cause(ctx)}
 	}
+}
+
+// link returns what a record is sent by, unless its time is over: then it is not sent any more.
+func (p *Producer) link(ctx context.Context) (*link, error) {
+	if ctx.Err() != nil {
+		return nil, &LinkError{Err: context.Cause(ctx)}
+	}
+	return p.session.get(ctx)
 }
 
 // tryAgain decides whether a batch that failed is sent again, and waits until it is time.
@@ -502,7 +518,7 @@ func (q *queue) sendEach(ctx context.Context, b *outBatch, whole record.Batch, n
 	for i := range outcomes {
 		outcomes[i].err = &LinkError{Err: errors.New("not sent")}
 	}
-	l, err := q.sink.producer.session.get(ctx)
+	l, err := q.sink.producer.link(ctx)
 	if err != nil {
 		for i := range outcomes {
 			outcomes[i].err = err

@@ -26,6 +26,7 @@ type resume struct {
 	first   string // the address as it was given
 	topics  map[string]*followed
 	live    bool // messages of live subjects have come, or may come
+	asking  bool // where the one topic stands is asked: what it has that is not known was missed
 	sids    int  // so many were used to catch up
 	lost    error
 	worked  atomic.Bool // the connection was of use
@@ -48,6 +49,7 @@ type progress struct {
 	sid     string // of the subscription that catches up; empty: none, or not yet
 	target  Offset // the high watermark when that one began
 	skipped Offset // the last record of the main one that did not count; -1 without one
+	caught  bool   // what the main one delivers below next was delivered by the one that has caught up
 }
 
 func newResume(s *stream, d *dialer, addr string) *resume {
@@ -112,7 +114,7 @@ func (r *resume) identify(a answer) {
 	case known != nil && known.id == "" && t.Error == "":
 		known.id = t.ID
 	case known != nil && (t.Error == errcode.UnknownTopic || t.Error == "" && t.ID != known.id):
-		r.forget()
+		r.forget(r.topic)
 		r.stream.tell(&ServerError{Code: errcode.TopicDeleted, Async: true,
 			Text: "SUB " + r.subject + ": topic " + r.topic + " was deleted meanwhile; the subscription goes on with the next one of that name"})
 		fallthrough
@@ -123,8 +125,8 @@ func (r *resume) identify(a answer) {
 	}
 }
 
-func (r *resume) forget() {
-	clear(r.topics)
+func (r *resume) forget(topic string) {
+	delete(r.topics, topic)
 	r.last, r.lastName = nil, ""
 }
 
@@ -134,19 +136,26 @@ func (r *resume) heard(err *ServerError) bool {
 	if err.Code != errcode.TopicDeleted {
 		return true
 	}
-	if !strings.HasPrefix(err.Text, "SUB "+r.subject+": ") && !strings.HasPrefix(err.Text, "SUB "+r.first+": ") {
-		return false
+	text, main := strings.CutPrefix(err.Text, "SUB "+r.subject+": ")
+	if !main {
+		if text, main = strings.CutPrefix(err.Text, "SUB "+r.first+": "); !main {
+			return false
+		}
 	}
-	for _, t := range r.topics {
+	name := r.topic
+	if name == "" { // a pattern's: the others are as they were
+		text, _ = strings.CutPrefix(text, "topic ")
+		name, _, _ = strings.Cut(text, " ")
+	}
+	if t := r.topics[name]; t != nil {
+		r.forget(name)
 		for _, p := range t.parts {
 			if p.behind { // what is under way is another topic's now
-				r.forget()
 				r.link.fail(err)
-				return true
+				break
 			}
 		}
 	}
-	r.forget()
 	return true
 }
 
@@ -170,19 +179,24 @@ func (r *resume) wants(topic string, id PartitionID, o Offset, sid []byte) bool 
 	p := r.last.parts[id]
 	if p == nil {
 		p = &progress{skipped: -1}
+		if r.asking {
+			p.next, p.behind = -1, true
+		}
 		r.last.parts[id] = p
 	}
-	if p.behind && string(sid) != p.sid {
+	switch {
+	case p.behind && string(sid) != p.sid:
 		p.skipped = max(p.skipped, o)
 		return false
-	}
-	if o < p.next {
+	case !p.behind && string(sid) != mainSID: // the main one delivers it, too
+		return false
+	case !p.behind && p.caught && o < p.next:
 		return false
 	}
-	p.next = o + 1
+	p.next, p.caught = o+1, false // it may have fallen: a log can be cut off, which the server tells
 	if p.behind && p.next >= p.target && p.next > p.skipped {
 		_ = r.link.send("UNSUB "+p.sid, request{done: func(answer) {}}) // a link that has ended needs none
-		p.behind, p.sid, p.skipped = false, "", -1
+		p.behind, p.sid, p.skipped, p.caught = false, "", -1, true
 	}
 	return true
 }
@@ -240,14 +254,14 @@ func (r *resume) rewind() {
 	}
 	for _, t := range r.topics {
 		for _, p := range t.parts {
-			p.behind, p.sid, p.skipped = true, "", -1
+			p.behind, p.sid, p.skipped, p.caught = true, "", -1, false
 		}
 	}
 }
 
 // again subscribes once more. The first request wakes the reader, so what it needs is ready before.
 func (r *resume) again(l *link) {
-	r.link = l
+	r.link, r.asking = l, r.topic != ""
 	questions := make(map[string]string) // topic to address
 	for name := range r.topics {
 		questions[name] = name
@@ -263,8 +277,25 @@ func (r *resume) again(l *link) {
 		_ = l.send("METADATA "+r.topic, request{done: r.identify})
 	}
 	for name, where := range questions {
-		_ = l.send("OFFSETS "+where, request{done: func(a answer) { r.compare(name, a) }})
+		r.ask(name, where)
 	}
+}
+
+func (r *resume) ask(name, where string) {
+	_ = r.link.send("OFFSETS "+where, request{done: func(a answer) {
+		r.asking = false
+		r.compare(name, a)
+		if t := r.topics[name]; t != nil {
+			for _, p := range t.parts {
+				if p.next < 0 { // its records overtook an answer that did not know it
+					r.asking = r.topic != ""
+				}
+			}
+		}
+		if r.asking {
+			r.ask(name, where)
+		}
+	}})
 }
 
 // refused ends the link where a request of the subscription failed: it is tried again over another one, or, where that
@@ -302,8 +333,11 @@ func (r *resume) compare(name string, a answer) {
 			continue
 		}
 		if p == nil { // it has come to be meanwhile
-			p = &progress{next: at.LogStart, behind: true, skipped: -1}
+			p = &progress{next: -1, behind: true, skipped: -1}
 			t.parts[at.Partition] = p
+		}
+		if p.next < 0 {
+			p.next = max(at.LogStart, 0)
 		}
 		if p.behind && p.sid == "" {
 			r.catchUp(name, at, p)

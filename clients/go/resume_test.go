@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/trunkline-mq/trunkline/clients/go/tlfake"
+	"github.com/trunkline-mq/trunkline/clients/internal/scripted"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	"github.com/trunkline-mq/trunkline/protocol/line"
 )
@@ -373,5 +374,92 @@ func TestMetadataAndOffsets(t *testing.T) {
 	}
 	if _, err := c.Offsets(ctx, "nothere"); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
+	}
+}
+
+const oneTopic = `{"topics":[{"name":"a","id":"00"}]}`
+
+// data is the script of an answer in JSON.
+func data(s string) string { return fmt.Sprintf("< DATA %d\n< %s\n", len(s), s) }
+
+// TestASubscriptionFollowsALogThatWasCutOff has the server say that a log is shorter than what was delivered, as after a disk
+// failed: what is written there since is new.
+func TestASubscriptionFollowsALogThatWasCutOff(t *testing.T) {
+	at := func(o int, body string) string { return hmsg("a/0@"+strconv.Itoa(o), "1", body) }
+	c, err := Dial(testContext(t), scripted.Start(t, hello, hello+"> METADATA a\n> OFFSETS a@latest\n> SUB a 1\n"+
+		data(oneTopic)+data(`{"partitions":[{"partition":0,"offset":10,"log_start":0,"high_watermark":10}]}`)+"< +OK\n"+at(10, "x")+at(11, "y")+
+		"< -ERR ASYNC OFFSET_OUT_OF_RANGE 'SUB a: a/0@10 ends there since its disk failed'\n"+at(10, "new")+at(11, "too")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var got []string
+	for r, err := range subscribe(t, c, "a").Messages(testContext(t)) {
+		if err != nil {
+			got = append(got, strconv.FormatBool(errors.Is(err, ErrOffsetOutOfRange)))
+		} else if got = append(got, string(r.Value)); len(got) == 5 {
+			break
+		}
+	}
+	if fmt.Sprint(got) != "[x y true new too]" {
+		t.Fatal(got)
+	}
+}
+
+// TestAPatternKeepsItsOtherTopicsWhenOneIsDeleted: what another topic got while the connection was away is not lost with it.
+func TestAPatternKeepsItsOtherTopicsWhenOneIsDeleted(t *testing.T) {
+	s, c := fake(t, nil)
+	ctx := longContext(t)
+	fill(t, c, "t.a", 1, span{0, 1})
+	fill(t, c, "t.b", 1, span{0, 1})
+	sub := subscribe(t, c, "t.*@earliest")
+	read := func(until func(*Record, error) bool) {
+		for r, err := range sub.Messages(ctx) {
+			if until(r, err) {
+				return
+			}
+		}
+	}
+	n := 0
+	read(func(*Record, error) bool { n++; return n == 2 })
+	if err := c.DeleteTopic(ctx, "t.a"); err != nil {
+		t.Fatal(err)
+	}
+	read(func(_ *Record, err error) bool { return hasCode(err, errcode.TopicDeleted) })
+	away(t, s, func(other *Client) { fill(t, other, "t.b", 1, span{1, 3}) })
+	fill(t, c, "t.b", 1, span{3, 4})
+	read(func(r *Record, err error) bool {
+		if err == nil && r.Offset != 1 {
+			t.Errorf("goes on at %d, not at 1", r.Offset)
+		}
+		return err == nil
+	})
+}
+
+// TestAPartitionThatCameMeanwhileIsReadFromItsStart: its records come by the new subscription before it is known that it has
+// others.
+func TestAPartitionThatCameMeanwhileIsReadFromItsStart(t *testing.T) {
+	const before = `{"partitions":[{"partition":0,"offset":1,"log_start":0,"high_watermark":1}]}`
+	const after = `{"partitions":[{"partition":0,"offset":1,"log_start":0,"high_watermark":1},{"partition":1,"offset":2,"log_start":0,"high_watermark":2}]}`
+	c, err := Dial(testContext(t), scripted.Start(t, hello,
+		hello+"> METADATA a\n> OFFSETS a@earliest\n> SUB a@earliest 1\n"+data(oneTopic)+data(before)+"< +OK\n"+hmsg("a/0@0", "1", "0/0")+"cut",
+		hello+"> SUB a 1\n> METADATA a\n> OFFSETS a\n< +OK\n"+data(oneTopic)+hmsg("a/1@1", "1", "1/1")+data(before)+
+			"> OFFSETS a\n"+data(after)+"> SUB a/1@0 c1\n< +OK\n"+hmsg("a/1@0", "c1", "1/0")+hmsg("a/1@1", "c1", "1/1")+
+			"> UNSUB c1\n"+hmsg("a/1@2", "c1", "1/2")+"< +OK\n"+hmsg("a/1@2", "1", "1/2")+hmsg("a/1@3", "1", "1/3")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var got []string
+	for r, err := range subscribe(t, c, "a@earliest").Messages(testContext(t)) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got = append(got, string(r.Value)); got[len(got)-1] == "1/3" {
+			break
+		}
+	}
+	if fmt.Sprint(got) != "[0/0 1/0 1/1 1/2 1/3]" {
+		t.Fatal(got)
 	}
 }

@@ -44,6 +44,7 @@ type outBatch struct {
 	born     time.Time
 	tries    int
 	started  time.Time
+	resized  bool          // it was refused as too large before, and made anew of what fits
 	plan     int64         // the plan's version by which its records were placed; -1: none was
 	packed   record.Batch  // what is sent, once it is sealed; the queue's goroutine's
 	packer   *codec.Packer // whose memory that is
@@ -62,8 +63,9 @@ type sink struct {
 	loaded    bool
 	missing   bool // the topic does not exist: the first record makes it
 	plan      *partition.Evaluator
-	limit     int // bytes of a batch
-	queues    []*queue
+	limit     int                   // bytes of a batch
+	queues    []*queue              // of the partitions there are
+	all       []*queue              // also of those that a topic of this name had once: these may hold records yet
 	via       *queue                // records that the server has to place
 	spread    atomic.Pointer[queue] // where records without a key go now
 	replan    chan struct{}         // not nil: nothing is placed or taken; closed when there is another plan
@@ -205,12 +207,12 @@ func (s *sink) install(t *Topic) error {
 			limit = min(limit, int(v))
 		}
 	}
-	for id := len(s.queues); id < len(t.Partitions); id++ {
+	for id := len(s.all); id < len(t.Partitions); id++ {
 		q := newQueue(s, PartitionID(id))
-		s.queues = append(s.queues, q)
+		s.all = append(s.all, q)
 		p.start(q)
 	}
-	s.queues = s.queues[:len(t.Partitions)]
+	s.queues = s.all[:len(t.Partitions):len(t.Partitions)]
 	s.loaded, s.missing, s.plan, s.limit = true, false, plan, limit
 	return nil
 }
@@ -251,7 +253,14 @@ func (s *sink) makePlan(ctx context.Context) {
 	var t *Topic
 	var err error
 	for try := 1; ; try++ {
-		if t, err = s.describe(ctx); err == nil || ctx.Err() != nil || !passes(err) {
+		asking, cancel := s.expire(ctx)
+		t, err = s.describe(asking)
+		expired := asking.Err() != nil && ctx.Err() == nil
+		cancel()
+		if err != nil && expired {
+			continue
+		}
+		if err == nil || ctx.Err() != nil || !passes(err) {
 			break
 		}
 		if s.producer.client.opt.backoff.wait(ctx, try) != nil {
@@ -259,7 +268,7 @@ func (s *sink) makePlan(ctx context.Context) {
 		}
 	}
 	s.mu.Lock()
-	old := append(slices.Clone(s.queues), s.via)
+	old := append(slices.Clone(s.all), s.via)
 	if err == nil {
 		err = s.install(t)
 	}
@@ -274,7 +283,7 @@ func (s *sink) makePlan(ctx context.Context) {
 	s.loaded = s.loaded && err == nil
 	close(s.replan)
 	s.replan, s.replanner = nil, false
-	for _, q := range append(slices.Clone(s.queues), s.via) {
+	for _, q := range append(slices.Clone(s.all), s.via) {
 		q.signal()
 	}
 	s.mu.Unlock()
@@ -286,6 +295,35 @@ func (s *sink) makePlan(ctx context.Context) {
 		s.producer.finish(b.era)
 		s.producer.recycle(b)
 	}
+}
+
+// expire fails what was tried for its time and waits for a plan. The context ends when that is true of more.
+func (s *sink) expire(ctx context.Context) (context.Context, context.CancelFunc) {
+	timeout := s.producer.opt.timeout
+	if timeout == 0 {
+		return context.WithCancel(ctx)
+	}
+	first := time.Now().Add(timeout)
+	s.mu.RLock()
+	queues := append(slices.Clone(s.all), s.via)
+	s.mu.RUnlock()
+	for _, q := range queues {
+		var left []*outBatch
+		for _, b := range q.takeAll() { // nothing is added or taken meanwhile
+			until := b.born.Add(timeout)
+			if time.Until(until) <= 0 {
+				q.settle(b, nil, fmt.Errorf("no plan of the topic was to be had: %w", context.DeadlineExceeded))
+				continue
+			}
+			if left = append(left, b); until.Before(first) {
+				first = until
+			}
+		}
+		q.mu.Lock()
+		q.waiting = left
+		q.mu.Unlock()
+	}
+	return context.WithDeadline(ctx, first)
 }
 
 // failure is a record that has no place any more.
@@ -348,7 +386,7 @@ func (s *sink) placeOld(rec *pending, maybe bool, b *outBatch) error {
 func (s *sink) wakeAll() {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	for _, q := range s.queues {
+	for _, q := range s.all {
 		q.signal()
 	}
 	s.via.signal()
@@ -358,7 +396,7 @@ func (s *sink) wakeAll() {
 func (s *sink) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, q := range append(slices.Clone(s.queues), s.via) {
+	for _, q := range append(slices.Clone(s.all), s.via) {
 		q.mu.Lock()
 		q.shut = true
 		q.mu.Unlock()

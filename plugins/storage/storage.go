@@ -231,3 +231,7 @@ var (
 	ErrFull             = errors.New("STORAGE_FULL: no space left")
 	ErrFormat           = errors.New("FORMAT: the directory's format is newer than this store")
 )
+
+// ErrGone is no Store's answer: its process, or the connection to it, is gone. A call that was under way may have been
+// carried out; re-adoption tells.
+var ErrGone = errors.New("storage plugin is gone")

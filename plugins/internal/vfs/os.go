@@ -109,6 +109,10 @@ func (f *osFile) Truncate(size int64) error {
 	return f.do("truncate", func(fd int) error { return unix.Ftruncate(fd, size) })
 }
 
+func (f *osFile) Preallocate(off, size int64) error {
+	return f.do("fallocate", func(fd int) error { return unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, off, size) })
+}
+
 func (f *osFile) Stat() (Info, error) {
 	var st unix.Stat_t
 	err := f.do("stat", func(fd int) error { return unix.Fstat(fd, &st) })
@@ -164,10 +168,13 @@ func pathError(op, path string, err error) error {
 	return &fs.PathError{Op: op, Path: path, Err: err}
 }
 
+// statBlock is the unit of st_blocks, whatever the file system's own is.
+const statBlock = 512
+
 // infoOf widens the link count, whose type differs by platform.
 func infoOf(st *unix.Stat_t) Info {
 	return Info{
-		Size: st.Size, Dev: st.Dev, Ino: st.Ino, Links: uint64(st.Nlink),
+		Size: st.Size, Blocks: st.Blocks * statBlock, Dev: st.Dev, Ino: st.Ino, Links: uint64(st.Nlink),
 		Regular: st.Mode&unix.S_IFMT == unix.S_IFREG,
 	}
 }

@@ -12,8 +12,11 @@ type File interface {
 	WriteAt(p []byte, off int64) (int, error)
 	// Sync is fdatasync: on a nil return, everything written before the call is durable, with the length that reads it.
 	Sync() error
-	// Truncate sets the length.
+	// Truncate sets the length. Blocks beyond it are given back, also those of Preallocate where the length is size already.
 	Truncate(size int64) error
+	// Preallocate asks for blocks for [off, off+size) without a change of the length (fallocate, KEEP_SIZE). A nil return
+	// promises nothing of a write there, and an error forbids none; a disk that fills up may keep a part of them.
+	Preallocate(off, size int64) error
 	// Stat tells size, device and inode as the file system has them now.
 	Stat() (Info, error)
 	// Fd is the descriptor, or -1 for a file that has none. It stays valid until Close.
@@ -25,6 +28,7 @@ type File interface {
 // Info is what Stat tells.
 type Info struct {
 	Size     int64
+	Blocks   int64 // bytes that it takes on the disk: less than Size where it has holes, more where blocks lie beyond its end
 	Dev, Ino uint64
 	Regular  bool
 	Links    uint64

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/kafkalog"
@@ -160,9 +161,11 @@ func (s *Store) moveIn(ctx context.Context, r storage.OpenRequest) error {
 	if err := v.inspect(ctx); err != nil {
 		return fmt.Errorf("%s %w", name, err)
 	}
+	failpoint.Hit("plugin.adopt.inspected")
 	if err := s.dress(ctx, v); err != nil {
 		return err
 	}
+	failpoint.Hit("plugin.adopt.dressed")
 	for _, f := range v.emptied {
 		s.log.Warn("segment is empty and left out: its records are taken to be compacted away", "partition", name, "segment", f.base)
 	}
@@ -227,6 +230,7 @@ func (s *Store) dress(ctx context.Context, v *recovery) error {
 			return err
 		}
 	}
+	failpoint.Hit("plugin.adopt.named")
 	if err := s.disk.removeLowest(v.dir, v.emptied); err != nil {
 		return err
 	}

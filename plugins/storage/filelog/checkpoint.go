@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/kafkalog"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
@@ -160,6 +161,7 @@ func (c *checkpoint) flush(ctx context.Context) error {
 	if err := c.write(filepath.Join(c.dir, c.name), kafkas); err != nil {
 		return fmt.Errorf("write %s: %w", c.name, err)
 	}
+	failpoint.Hit("plugin.checkpoint.half")
 	if err := c.write(filepath.Join(c.dir, c.name+byIDSuffix), ours); err != nil {
 		return fmt.Errorf("write %s: %w", c.name+byIDSuffix, err)
 	}

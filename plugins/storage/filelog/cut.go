@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/kafkalog"
@@ -27,9 +28,11 @@ func (v *recovery) cut(ctx context.Context, c *storage.Cut, file found, size int
 		return err
 	}
 	v.point = min(v.point, c.Offset)
+	failpoint.Hit("plugin.cut.lowered")
 	if err := v.saveAll(c, file, size, later); err != nil {
 		return err
 	}
+	failpoint.Hit("plugin.cut.saved")
 	if c.Dirty && !v.content.pending {
 		// Once later segments are gone, what is left may look like an ordinary torn tail.
 		if err := v.store.disk.create(filepath.Join(v.dir, pendingName), []byte(c.Reason+"\n")); err != nil {
@@ -40,6 +43,7 @@ func (v *recovery) cut(ctx context.Context, c *storage.Cut, file found, size int
 	if err := v.store.disk.fs.SyncDir(v.dir); err != nil {
 		return err
 	}
+	failpoint.Hit("plugin.cut.kept")
 	if err := v.store.disk.removeHighest(v.dir, later); err != nil {
 		return err
 	}
@@ -67,6 +71,7 @@ func (d disk) removeHighest(dir string, gone []found) error {
 		if err := d.fs.Remove(segmentPath(dir, gone[i].base)); err != nil {
 			return err
 		}
+		failpoint.Hit("plugin.truncate.unlinked")
 		if err := d.fs.SyncDir(dir); err != nil {
 			return err
 		}
@@ -87,6 +92,7 @@ func (v *recovery) shorten(file found, size int64) error {
 		return err
 	}
 	err = f.Truncate(size)
+	failpoint.Hit("plugin.cut.shortened")
 	if err == nil {
 		err = f.Sync() // a cut that is not on disk comes back after a power loss
 	}
@@ -103,9 +109,11 @@ func (d disk) shortenByCopy(dir string, base record.Offset, size int64) error {
 	if err := d.copyRange(path, tmp, 0, size); err != nil {
 		return errors.Join(err, d.removeQuietly(tmp))
 	}
+	failpoint.Hit("plugin.truncate.copied")
 	if err := d.fs.Replace(tmp, path); err != nil {
 		return err
 	}
+	failpoint.Hit("plugin.truncate.replaced")
 	return d.fs.SyncDir(dir)
 }
 
@@ -289,15 +297,19 @@ func (s *Store) truncate(ctx context.Context, p *part, r storage.TruncateRequest
 	p.mu.Lock()
 	p.state.segments, p.state.sealing, p.state.failed = p.state.segments[:at+1:at+1], 0, errUnfinished
 	p.mu.Unlock()
+	failpoint.Hit("plugin.truncate.begun")
 	if err := s.lower(ctx, r.Partition, r.Next); err != nil {
 		return storage.Opened{}, err
 	}
+	failpoint.Hit("plugin.truncate.lowered")
 	if err := s.dropEnd(ctx, dir, &st, at, position); err != nil {
 		return storage.Opened{}, err
 	}
+	failpoint.Hit("plugin.truncate.dropped")
 	if err := s.begin(dir, old, old.ClipEnd(r.Next), kafkalog.EpochEntry{Epoch: r.Epoch, Start: r.Next}); err != nil {
 		return storage.Opened{}, err
 	}
+	failpoint.Hit("plugin.truncate.clipped")
 	opened, st, err := s.grant(storage.OpenRequest{Partition: r.Partition, Instance: r.Instance}, st)
 	if err != nil {
 		return storage.Opened{}, err

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/kafkalog"
@@ -181,6 +182,7 @@ func (d disk) move(from, to string) error {
 	if err := d.fs.Rename(from, to); err != nil {
 		return err
 	}
+	failpoint.Hit("plugin.move.renamed")
 	return errors.Join(d.fs.SyncDir(filepath.Dir(to)), d.fs.SyncDir(filepath.Dir(from)))
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
@@ -158,17 +159,21 @@ func (s *Store) Delete(ctx context.Context, which storage.Partition) error {
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", p.name, err)
 	}
+	failpoint.Hit("plugin.delete.moved")
 	p.reset()
 	s.recoveryPoints.forget(which)
 	s.logStarts.forget(which)
 	s.trash.push(filepath.Base(trash))
+	failpoint.Hit("plugin.delete.done")
 	return nil
 }
 
 // emptyTrash unlinks one deleted partition.
 func (s *Store) emptyTrash(_ context.Context, name string) {
 	path := filepath.Join(s.disk.trash(), name)
+	failpoint.Hit("plugin.delete.unlinking")
 	err := s.disk.fs.RemoveAll(path)
+	failpoint.Hit("plugin.delete.unlinked")
 	if err == nil {
 		err = s.disk.fs.SyncDir(s.disk.trash())
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
@@ -28,6 +29,7 @@ func (s *Store) Roll(ctx context.Context, r storage.RollRequest) (storage.Lease,
 	}
 	s.spares.push(p.name)
 	s.tidying.push(p.name)
+	failpoint.Hit("plugin.roll.leased")
 	return l, nil
 }
 
@@ -89,6 +91,7 @@ func (s *Store) rolledAlready(p *part, epoch storage.LeaseEpoch, base record.Off
 
 // nextSegment gives the segment to come its name, durably, and leases it.
 func (s *Store) nextSegment(p *part, dir string, r storage.RollRequest, spare bool) (storage.Lease, error) {
+	failpoint.Hit("plugin.roll.checked")
 	path := segmentPath(dir, r.Next)
 	err := error(fs.ErrNotExist)
 	if spare {
@@ -103,6 +106,7 @@ func (s *Store) nextSegment(p *part, dir string, r storage.RollRequest, spare bo
 	if err != nil {
 		return storage.Lease{}, err
 	}
+	failpoint.Hit("plugin.roll.named")
 	f, info, err := s.openLent(path)
 	if err != nil {
 		return storage.Lease{}, err
@@ -114,6 +118,7 @@ func (s *Store) nextSegment(p *part, dir string, r storage.RollRequest, spare bo
 		p.mu.Unlock()
 		return storage.Lease{}, errors.Join(err, f.Close())
 	}
+	failpoint.Hit("plugin.roll.synced")
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	st := &p.state
@@ -160,6 +165,7 @@ func (s *Store) makeSpare(ctx context.Context, name string) {
 	if errors.Is(err, fs.ErrExist) {
 		err = s.mustBeEmpty(path)
 	}
+	failpoint.Hit("plugin.spare.made")
 	if err == nil {
 		err = s.disk.fs.SyncDir(dir)
 	}
@@ -178,6 +184,7 @@ func (s *Store) Note(_ context.Context, n storage.Note) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("plugin.note.begun")
 	wantsSpare, err := p.note(n)
 	if err != nil {
 		return fmt.Errorf("note for %s: %w", p.name, err)
@@ -186,6 +193,7 @@ func (s *Store) Note(_ context.Context, n storage.Note) error {
 		s.spares.push(p.name)
 	}
 	s.tidying.push(p.name)
+	failpoint.Hit("plugin.note.taken")
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/kafkalog"
@@ -270,9 +271,11 @@ func (s *Store) build(r storage.OpenRequest) error {
 			return err
 		}
 	}
+	failpoint.Hit("plugin.create.filled")
 	if err := s.disk.fs.SyncDir(tmp); err != nil {
 		return err
 	}
+	failpoint.Hit("plugin.create.built")
 	return s.disk.move(tmp, s.disk.partition(name))
 }
 
@@ -350,6 +353,7 @@ func (s *Store) adopt(r storage.OpenRequest) (storage.Opened, state, error) {
 	if err != nil {
 		return storage.Opened{}, state{}, err
 	}
+	failpoint.Hit("plugin.readopt.compared")
 	at := kafkalog.EpochEntry{Epoch: r.Epoch, Start: r.Held.Next}
 	if err := s.begin(dir, epochs, epochs, at); err != nil {
 		return storage.Opened{}, state{}, err
@@ -374,6 +378,7 @@ func (s *Store) adopt(r storage.OpenRequest) (storage.Opened, state, error) {
 	if st.spare, err = s.keepReady(dir, c, r.Held.Base); err != nil {
 		return storage.Opened{}, state{}, err
 	}
+	failpoint.Hit("plugin.readopt.ready")
 	s.heldIndexes(dir, &st)
 	s.loadStamps(dir, &st)
 	return s.grant(r, st)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/kafkalog"
@@ -86,6 +87,7 @@ func (s *Store) recover(ctx context.Context, r storage.OpenRequest) (opened stor
 	if err != nil {
 		return storage.Opened{}, state{}, err
 	}
+	failpoint.Hit("plugin.recover.unmarked")
 	opened, st, err = s.grant(r, v.state())
 	opened.Cut = cut
 	return opened, st, err
@@ -96,11 +98,13 @@ func (v *recovery) settle(ctx context.Context) (*storage.Cut, error) {
 	if err := v.prepare(); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("plugin.recover.begun")
 	old := v.epochs
 	cut, err := v.run(ctx)
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("plugin.recover.scanned")
 	if v.start > v.next {
 		if err := v.empty(); err != nil {
 			return nil, err

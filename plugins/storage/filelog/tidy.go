@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/record"
@@ -48,6 +49,7 @@ func (s *Store) tidy(ctx context.Context, p *part) error {
 		if err := s.index(ctx, p, g, indexSealed); err != nil {
 			return fmt.Errorf("segment %d: %w", g.Base, err)
 		}
+		failpoint.Hit("plugin.seal.indexed")
 		if err := s.withReserve(func() error { return s.disk.fs.SyncDir(dir) }); err != nil {
 			return err
 		}
@@ -55,12 +57,15 @@ func (s *Store) tidy(ctx context.Context, p *part) error {
 		p.state.sealing--
 		p.mu.Unlock()
 	}
+	failpoint.Hit("plugin.seal.synced")
 	if err := s.mend(ctx, p); err != nil {
 		return err
 	}
+	failpoint.Hit("plugin.note.indexed")
 	if err := s.saveStamps(p); err != nil {
 		return err
 	}
+	failpoint.Hit("plugin.seal.stamped")
 	s.follow(p)
 	return nil
 }

@@ -3,10 +3,12 @@ package lend_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
+	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/plugins/storage/filelog"
 	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/protocol/record"
@@ -76,4 +78,88 @@ func TestGroupOfAnOldLeaderEpochIsRefused(t *testing.T) {
 	}
 	mustAdd(t, l, "b")
 	want(t, read(t, l, 0), "a", "b")
+}
+
+// mortal is a store that ends when it is asked to take a held log over.
+type mortal struct{ *filelog.Store }
+
+func (m mortal) Open(ctx context.Context, r storage.OpenRequest) (storage.Opened, error) {
+	if r.Held != nil {
+		return storage.Opened{}, fmt.Errorf("%w: open", storage.ErrGone)
+	}
+	return m.Store.Open(ctx, r)
+}
+
+func TestPluginThatDiesInReadoptionCostsNoLease(t *testing.T) {
+	b := newBench(t)
+	l := b.open(true, 1<<20)
+	mustAdd(t, l, "a")
+	adopt := func(wrap func(*filelog.Store) storage.Plugin) error {
+		return b.dir.Adopt(context.Background(), &lend.Plugin{Store: wrap(b.freshStore()), Kill: func(error) {}})
+	}
+	dies := func(s *filelog.Store) storage.Plugin { return mortal{s} }
+	lives := func(s *filelog.Store) storage.Plugin { return s }
+	for range 3 {
+		if err := adopt(dies); !errors.Is(err, storage.ErrGone) {
+			t.Fatalf("adopted a plugin that is gone: %v", err)
+		}
+		mustAdd(t, l, "more")
+		want(t, read(t, l, 0)[:1], "a")
+	}
+	if err := adopt(lives); err != nil {
+		t.Fatal(err)
+	}
+	mustAdd(t, l, "b")
+	want(t, read(t, l, 0), "a", "more", "more", "more", "b")
+
+	// A log that no plugin survives is opened by recovery in the end, so that the others go on.
+	for i := range 4 {
+		if err := adopt(dies); (err == nil) != (i == 3) {
+			t.Fatalf("adoption %d: %v", i, err)
+		}
+	}
+	if l.Stats().Down == nil {
+		t.Fatal("the log still has its lease")
+	}
+	if err := adopt(dies); err != nil {
+		t.Fatal(err)
+	}
+	want(t, read(t, l, 0), "a", "more", "more", "more", "b")
+}
+
+// halfway is a store that ends in a truncation: when the end is gone, and before it answers.
+type halfway struct{ *filelog.Store }
+
+func (h halfway) Truncate(ctx context.Context, r storage.TruncateRequest) (storage.Opened, error) {
+	o, err := h.Store.Truncate(ctx, r)
+	if err != nil {
+		return o, err
+	}
+	return storage.Opened{}, errors.Join(fmt.Errorf("%w: truncate", storage.ErrGone), o.Lease.File.Close())
+}
+
+func TestPluginThatDiesInATruncationLeavesItToItsSuccessor(t *testing.T) {
+	b := newBench(t)
+	l := b.open(true, 300)
+	for i := range 20 {
+		mustAdd(t, l, fmt.Sprintf("v%d", i))
+	}
+	adopt := func(wrap func(*filelog.Store) storage.Plugin) {
+		if err := b.dir.Adopt(context.Background(), &lend.Plugin{Store: wrap(b.freshStore()), Kill: func(error) {}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	adopt(func(s *filelog.Store) storage.Plugin { return halfway{s} })
+	if err := l.Truncate(context.Background(), 11, 3); !errors.Is(err, storage.ErrGone) {
+		t.Fatal(err)
+	}
+	adopt(func(s *filelog.Store) storage.Plugin { return s })
+	if s := l.Stats(); s.Down != nil || s.Confirmed != 11 {
+		t.Fatalf("the log is %+v", s)
+	}
+	if err := l.Truncate(context.Background(), 11, 3); err != nil {
+		t.Fatal(err)
+	}
+	mustAdd(t, l, "other")
+	want(t, read(t, l, 9), "v9", "v10", "other")
 }

@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/record"
@@ -42,6 +43,7 @@ func (l *Log) Append(ctx context.Context, g Group) error {
 	}
 	l.releaseLocked()
 	l.mu.Unlock()
+	failpoint.Hit("core.append.confirmed")
 	return err
 }
 
@@ -50,11 +52,13 @@ type claim struct {
 	file vfs.File
 	pos  int64
 	sync bool // the group is synced before it is confirmed
+
+	ahead span // blocks to ask for first
 }
 
 // begin rolls if the group does not fit and claims the active file.
 func (l *Log) begin(ctx context.Context, g Group) (claim, error) {
-	size := int64(len(g.Bytes))
+	size, pinned := int64(len(g.Bytes)), l.dir.pinned()
 	for {
 		if err := l.dir.takesRecords(); err != nil {
 			return claim{}, err
@@ -92,7 +96,11 @@ func (l *Log) begin(ctx context.Context, g Group) (claim, error) {
 			defer l.mu.Unlock()
 			l.use.count++
 			l.dir.files.touch(active)
-			return claim{file: l.file, pos: active.size, sync: l.set.Sync.Mode == SyncBatch}, nil
+			w := claim{file: l.file, pos: active.size, sync: l.set.Sync.Mode == SyncBatch}
+			if w.pos > 0 && !pinned { // a partition that is written once gets none
+				w.ahead = l.ahead.take(w.pos+size, l.set.SegmentBytes)
+			}
+			return w, nil
 		}
 		l.mu.Unlock()
 		if err := l.roll(ctx, ctx); err != nil {
@@ -120,18 +128,24 @@ func (l *Log) write(w claim, b []byte) error {
 	if err != nil {
 		return l.unknown("stat", err)
 	}
+	if w.ahead.bytes > 0 {
+		preallocate(w.file, w.ahead, w.pos)
+	}
+	failpoint.Hit("core.append.begun")
 	if _, err := w.file.WriteAt(b, w.pos); err != nil {
 		if !isFull(err) {
 			return l.unknown("write", err)
 		}
 		return l.cutBack(w, err)
 	}
+	failpoint.Hit("core.append.written")
 	if !w.sync {
 		return nil
 	}
 	if err := l.dir.sync(w.file); err != nil {
 		return l.unknown("sync", err)
 	}
+	failpoint.Hit("core.append.synced")
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -60,8 +61,8 @@ func BenchmarkSlowSync(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				many := appendFor(b, c.under, load{c.delay, manyPartitions, 1})
-				one := appendFor(b, c.under, load{c.delay, 1, c.alone})
+				many := appendFor(b, c.under, load{delay: c.delay, partitions: manyPartitions, batches: 1})
+				one := appendFor(b, c.under, load{delay: c.delay, partitions: 1, batches: c.alone})
 				b.ReportMetric(one/1e6, "one-MB/s")
 				b.ReportMetric(many/1e6, "many-MB/s")
 				b.ReportMetric(many/one, "ratio")
@@ -75,6 +76,47 @@ type load struct {
 	delay      time.Duration
 	partitions int
 	batches    int
+	bare       bool // nothing is preallocated
+}
+
+// bareSync is a file system that preallocates nothing.
+type bareSync struct{ vfs.FS }
+
+func (s bareSync) Reopen(f vfs.File) (vfs.File, error) {
+	r, err := s.FS.Reopen(f)
+	return bareFile{r}, err
+}
+
+type bareFile struct{ vfs.File }
+
+func (bareFile) Preallocate(int64, int64) error { return syscall.EOPNOTSUPP }
+
+// BenchmarkPreallocation appends with a sync for each group, with blocks ahead and without, by turns.
+func BenchmarkPreallocation(b *testing.B) {
+	for name, o := range map[string]load{
+		"partitions=1/batch=4KiB":    {partitions: 1, batches: 1},
+		"partitions=1/batch=400KiB":  {partitions: 1, batches: 100},
+		"partitions=100/batch=4KiB":  {partitions: manyPartitions, batches: 1},
+		"partitions=100/batch=64KiB": {partitions: manyPartitions, batches: 16},
+	} {
+		b.Run(name, func(b *testing.B) {
+			var with, without float64
+			n := 0
+			for b.Loop() {
+				o.bare = n%2 == 0 // who comes first changes, too
+				first := appendFor(b, "", o)
+				o.bare = !o.bare
+				second := appendFor(b, "", o)
+				if o.bare {
+					first, second = second, first
+				}
+				without, with, n = without+first, with+second, n+1
+			}
+			b.ReportMetric(without/float64(n)/1e6, "without-MB/s")
+			b.ReportMetric(with/float64(n)/1e6, "with-MB/s")
+			b.ReportMetric(with/without, "ratio")
+		})
+	}
 }
 
 // appendFor returns the bytes a second that partitions take together.
@@ -90,7 +132,11 @@ func appendFor(b *testing.B, under string, o load) float64 {
 	if err != nil {
 		b.Fatal(err)
 	}
-	d := lend.NewDir(lend.Options{FS: slowSync{vfs.OS(), delay}, Instance: "bench", SyncParallel: partitions})
+	var fs vfs.FS = slowSync{vfs.OS(), delay}
+	if o.bare {
+		fs = bareSync{fs}
+	}
+	d := lend.NewDir(lend.Options{FS: fs, Instance: "bench", SyncParallel: partitions})
 	if err := d.Adopt(context.Background(), &lend.Plugin{Store: store, Kill: func(error) {}}); err != nil {
 		b.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 )
@@ -27,7 +28,9 @@ type Options struct {
 	Instance     string // nonce of this core process
 	SyncParallel int    // concurrent fdatasyncs; 0: 64
 	OpenFiles    int    // descriptors for segments, of writers and readers together; 0: 1024
-	Logger       *slog.Logger
+	// Budget is shared with other directories, and then OpenFiles says nothing; nil: the directory has one of its own.
+	Budget *Budget
+	Logger *slog.Logger
 }
 
 const (
@@ -66,9 +69,8 @@ type Dir struct {
 	log      *slog.Logger
 	syncs    chan struct{}
 	transits chan struct{}
-	files    fileCache
-	// segmentRecords bounds a segment by what the store says; 0: by what 31 bits count.
-	segmentRecords atomic.Int64
+	files    *Budget
+	told     told
 
 	canaryMu sync.RWMutex // held over a probe, which is 2 µs and waits for nobody
 	canary   vfs.File
@@ -76,7 +78,7 @@ type Dir struct {
 	mu      sync.Mutex
 	plugin  *Plugin       // nil while none is adopted
 	changed chan struct{} // closed and replaced when plugin or fence change
-	desc    storage.Description
+	others  others
 	fence   error
 	fenced  chan struct{} // closed at the first fence since the last recovery
 	// recovered is closed and replaced when a fence is lifted.
@@ -95,8 +97,8 @@ func NewDir(o Options) *Dir {
 	if o.SyncParallel == 0 {
 		o.SyncParallel = syncParallelDefault
 	}
-	if o.OpenFiles == 0 {
-		o.OpenFiles = openFilesDefault
+	if o.Budget == nil {
+		o.Budget = NewBudget(o.OpenFiles)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -104,7 +106,7 @@ func NewDir(o Options) *Dir {
 	return &Dir{
 		fs: o.FS, instance: o.Instance, log: o.Logger,
 		syncs: make(chan struct{}, o.SyncParallel), transits: make(chan struct{}, transits),
-		files:   fileCache{limit: o.OpenFiles},
+		files:   o.Budget,
 		changed: make(chan struct{}), fenced: make(chan struct{}), recovered: make(chan struct{}),
 		logs: make(map[*Log]struct{}), inodes: make(map[inode]*Log),
 	}
@@ -114,7 +116,7 @@ func NewDir(o Options) *Dir {
 func (d *Dir) Description() storage.Description {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.desc
+	return d.told.desc
 }
 
 // Adopt makes p the plugin of this directory: it takes its canary and re-opens every log, those that hold a lease with
@@ -156,6 +158,7 @@ func (d *Dir) Adopt(ctx context.Context, p *Plugin) error {
 		d.recovered = make(chan struct{})
 	}
 	d.plugin = p
+	failpoint.Hit("core.readopt.done")
 	d.signalLocked()
 	return nil
 }
@@ -165,17 +168,23 @@ const reopenParallel = 32
 
 func (d *Dir) reopenAll(ctx context.Context, p *Plugin, logs []*Log) error {
 	var wg sync.WaitGroup
+	var gone atomic.Pointer[error] // one of them
 	slots := make(chan struct{}, reopenParallel)
 	for _, l := range logs {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if err := l.reopen(ctx, p); err != nil {
+			if err := l.reopen(ctx, p); errors.Is(err, errReplaced) {
+				gone.Store(&err)
+			} else if err != nil {
 				d.log.Error("partition stays down", "partition", l.part.String(), "err", err)
 			}
 		})
 	}
 	wg.Wait()
+	if err := gone.Load(); err != nil {
+		return *err
+	}
 	return ctx.Err()
 }
 
@@ -292,7 +301,13 @@ func (d *Dir) askRoom(ctx context.Context, p *Plugin) {
 	d.mu.Lock()
 	full := d.full
 	d.mu.Unlock()
-	if full == nil || p.Store.Room(ctx) != nil {
+	if full == nil {
+		return
+	}
+	for _, l := range d.all() {
+		l.giveIdleBlocksBack() // nothing is written meanwhile, and what they hold may be what is wanted
+	}
+	if p.Store.Room(ctx) != nil {
 		return
 	}
 	d.log.Info("disk has room again: records are taken")
@@ -328,6 +343,10 @@ func (d *Dir) fenceErr() error {
 
 // Close closes every log and the canary. The caller has stopped all writers and readers.
 func (d *Dir) Close() error {
+	d.mu.Lock()
+	d.others.closed = true
+	d.mu.Unlock()
+	d.others.work.Wait()
 	for _, l := range d.all() {
 		l.drop()
 	}

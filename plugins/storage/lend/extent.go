@@ -40,7 +40,8 @@ func (l *Log) Extent(ctx context.Context, off, end record.Offset, limit int64) (
 			return nil, err
 		}
 		l.mu.Lock()
-		next, size, last := s.next, s.size, s == l.activeLocked()
+		next, size, n := s.next, s.size, len(l.segments) // none, where it was surrendered just now
+		last := n > 0 && s == l.segments[n-1]
 		l.mu.Unlock()
 		if off == next && !last { // between two segments
 			return nil, fmt.Errorf("read %s@%d: %w", l.part, off, ErrMoved)

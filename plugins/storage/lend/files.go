@@ -14,34 +14,49 @@ import (
 // ErrCrowded says that every descriptor of the budget is in use, and was until the wait for one ended. Nothing was done.
 var ErrCrowded = errors.New("too many segments are in use at once")
 
-// fileCache is the budget of descriptors for segments: those of writers and those that readers keep open. Whoever is
-// about to get one claims it first (Dir.makeRoom); beyond the limit the least recently used goes, a reader's at once, a
-// writer's by parking its log.
-type fileCache struct {
+// Budget is how many descriptors there are for segments, of one directory or of several: those of writers and those that
+// readers keep open. Whoever is about to get one claims it first (Dir.makeRoom); beyond the limit the least recently used
+// goes, a reader's at once, a writer's by parking its log.
+//
+// Those of a store whose files are pinned count, but neither go nor wait. What they leave is for the others, and never
+// less than a quarter, so that a store in memory does not stop those on disk.
+type Budget struct {
 	limit int
 	mu    sync.Mutex
-	// pinned: nothing is closed or parked for want of a descriptor.
-	pinned bool
-	used   int           // descriptors there are, and those that were claimed
-	lru    list.List     // of *segment with a file, most recent first
-	freed  chan struct{} // closed and replaced when used falls
+	used  int           // descriptors there are, and those that were claimed
+	kept  int           // those of pinned segments. Invariant: kept <= used.
+	lru   list.List     // of *segment with a file, most recent first
+	freed chan struct{} // closed and replaced when used falls
+}
+
+// NewBudget returns one of so many descriptors; 0: 1024.
+func NewBudget(limit int) *Budget {
+	if limit == 0 {
+		limit = openFilesDefault
+	}
+	return &Budget{limit: limit}
+}
+
+// overLocked is how many descriptors there are too many; 0: just as many as there may be.
+func (c *Budget) overLocked() int {
+	return c.used - c.kept - max(c.limit-c.kept, c.limit/4, 1)
 }
 
 // claim takes one descriptor out of the budget, whatever is left of it. give, put or pin must follow.
-func (c *fileCache) claim() {
+func (c *Budget) claim() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.used++
 }
 
 // give puts a claim back that came to nothing.
-func (c *fileCache) give() {
+func (c *Budget) give() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.freeLocked()
 }
 
-func (c *fileCache) freeLocked() {
+func (c *Budget) freeLocked() {
 	c.used--
 	if c.freed != nil {
 		close(c.freed)
@@ -52,17 +67,17 @@ func (c *fileCache) freeLocked() {
 // tryClaim claims a descriptor if there is one, closing readers' files for it. Else it names a log to be parked, nil
 // where there is none, and what is closed when one comes free. A log that is named counts as used, so that the next to
 // ask hears of another.
-func (c *fileCache) tryClaim() (ok bool, idle *Log, freed <-chan struct{}) {
+func (c *Budget) tryClaim(keep bool) (ok bool, idle *Log, freed <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.pinned {
+	if keep {
 		c.used++
 		return true, nil, nil
 	}
-	for e := c.lru.Back(); e != nil && c.used >= c.limit; {
+	for e := c.lru.Back(); e != nil && c.overLocked() >= 0; {
 		s, before := e.Value.(*segment), e.Prev()
 		switch {
-		case s.refs > 0:
+		case s.refs > 0 || s.kept:
 		case s.writer == nil:
 			c.closeLocked(s)
 		case idle == nil:
@@ -74,7 +89,7 @@ func (c *fileCache) tryClaim() (ok bool, idle *Log, freed <-chan struct{}) {
 		}
 		e = before
 	}
-	if c.used < c.limit {
+	if c.overLocked() < 0 {
 		c.used++
 		return true, nil, nil
 	}
@@ -85,7 +100,7 @@ func (c *fileCache) tryClaim() (ok bool, idle *Log, freed <-chan struct{}) {
 }
 
 // acquire returns s's file for reading, and false where it has to be lent first. release must follow.
-func (c *fileCache) acquire(s *segment) (vfs.File, bool) {
+func (c *Budget) acquire(s *segment) (vfs.File, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.file == nil || s.gone {
@@ -97,7 +112,7 @@ func (c *fileCache) acquire(s *segment) (vfs.File, bool) {
 }
 
 // touch notes that s's writer uses it.
-func (c *fileCache) touch(s *segment) {
+func (c *Budget) touch(s *segment) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.elem != nil {
@@ -106,18 +121,17 @@ func (c *fileCache) touch(s *segment) {
 }
 
 // put gives s a lent file, for which there is a claim, unless another reader was faster, and returns the one it has,
-// acquired; false where s was let go meanwhile. A file that is not used is closed.
-func (c *fileCache) put(s *segment, f vfs.File) (vfs.File, bool) {
+// acquired; false where s was let go or parked meanwhile. A file that is not used is closed.
+func (c *Budget) put(s *segment, f vfs.File, keep bool) (vfs.File, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s.gone || s.file != nil {
+	if s.gone || s.parked || s.file != nil {
 		_ = f.Close()
 		c.freeLocked()
 	} else {
-		s.file = f
-		s.elem = c.lru.PushFront(s)
+		c.placeLocked(s, f, keep)
 	}
-	if s.gone {
+	if s.gone || s.parked {
 		return nil, false
 	}
 	s.refs++
@@ -125,15 +139,32 @@ func (c *fileCache) put(s *segment, f vfs.File) (vfs.File, bool) {
 }
 
 // pin gives s the file of its writer, l, for which there is a claim.
-func (c *fileCache) pin(s *segment, f vfs.File, l *Log) {
+func (c *Budget) pin(s *segment, f vfs.File, l *Log) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.file, s.writer = f, l
+	s.writer, s.parked = l, false
+	c.placeLocked(s, f, l.dir.pinned())
+}
+
+func (c *Budget) placeLocked(s *segment, f vfs.File, keep bool) {
+	s.file, s.kept = f, keep
 	s.elem = c.lru.PushFront(s)
+	if keep {
+		c.kept++
+	}
+}
+
+// displaceLocked takes its file from s. The claim on it stays.
+func (c *Budget) displaceLocked(s *segment) {
+	c.lru.Remove(s.elem)
+	if s.kept {
+		c.kept--
+	}
+	s.file, s.elem, s.kept = nil, nil, false
 }
 
 // unpin makes a writer's file one that readers keep open.
-func (c *fileCache) unpin(s *segment) {
+func (c *Budget) unpin(s *segment) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.writer = nil
@@ -142,20 +173,19 @@ func (c *fileCache) unpin(s *segment) {
 
 // detach takes its writer's file from s, which stays readable once it has one again. It reports false while somebody
 // reads. The caller closes the file and gives the claim back.
-func (c *fileCache) detach(s *segment) (vfs.File, bool) {
+func (c *Budget) detach(s *segment) (vfs.File, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.refs > 0 || s.gone || s.file == nil {
 		return nil, false
 	}
 	f := s.file
-	s.file, s.writer = nil, nil
-	c.lru.Remove(s.elem)
-	s.elem = nil
+	s.writer, s.parked = nil, true
+	c.displaceLocked(s)
 	return f, true
 }
 
-func (c *fileCache) release(s *segment) {
+func (c *Budget) release(s *segment) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.refs--
@@ -166,7 +196,7 @@ func (c *fileCache) release(s *segment) {
 }
 
 // forget closes s's file as soon as nobody reads from it. The segment stays unreadable.
-func (c *fileCache) forget(s *segment) {
+func (c *Budget) forget(s *segment) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.gone, s.writer = true, nil
@@ -176,24 +206,22 @@ func (c *fileCache) forget(s *segment) {
 }
 
 // evictLocked closes readers' files while there are too many: a roll does not wait for room.
-func (c *fileCache) evictLocked() {
-	for e := c.lru.Back(); e != nil && c.used > c.limit && !c.pinned; {
+func (c *Budget) evictLocked() {
+	for e := c.lru.Back(); e != nil && c.overLocked() > 0; {
 		s, before := e.Value.(*segment), e.Prev()
-		if s.refs == 0 && s.writer == nil {
+		if s.refs == 0 && s.writer == nil && !s.kept {
 			c.closeLocked(s)
 		}
 		e = before
 	}
 }
 
-func (c *fileCache) closeLocked(s *segment) {
+func (c *Budget) closeLocked(s *segment) {
 	if s.file == nil {
 		return
 	}
 	_ = s.file.Close() // nothing was written through it since its last sync
-	s.file = nil
-	c.lru.Remove(s.elem)
-	s.elem = nil
+	c.displaceLocked(s)
 	c.freeLocked()
 }
 
@@ -205,7 +233,7 @@ const crowdedPause = 5 * time.Millisecond
 // While the directory is fenced nothing can be parked, and it is ErrFenced at once.
 func (d *Dir) makeRoom(ctx context.Context) error {
 	for tries := 0; ; tries++ {
-		ok, idle, freed := d.files.tryClaim()
+		ok, idle, freed := d.files.tryClaim(d.pinned())
 		if ok {
 			return nil
 		}
@@ -215,7 +243,12 @@ func (d *Dir) makeRoom(ctx context.Context) error {
 		if err := d.fenceErr(); err != nil {
 			return err
 		}
-		if idle != nil && idle.park(ctx) {
+		switch {
+		case idle == nil:
+		case idle.dir != d:
+			idle.dir.parkForOthers(idle)
+			idle = nil // and its directory is waited for
+		case idle.park(ctx):
 			continue
 		}
 		if idle != nil && tries%d.files.limit != d.files.limit-1 {
@@ -229,4 +262,28 @@ func (d *Dir) makeRoom(ctx context.Context) error {
 		}
 		pause.Stop()
 	}
+}
+
+// others is what a directory does for those that share its budget.
+type others struct {
+	work   sync.WaitGroup
+	busy   bool // guarded by Dir.mu: one log at a time
+	closed bool // guarded by Dir.mu
+}
+
+// parkForOthers parks l, a log of d, in d's own time: another directory, which needs the descriptor, must not hang on
+// this one's disk or plugin.
+func (d *Dir) parkForOthers(l *Log) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.others.busy || d.others.closed || d.fence != nil {
+		return
+	}
+	d.others.busy = true
+	d.others.work.Go(func() {
+		l.park(context.Background())
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.others.busy = false
+	})
 }

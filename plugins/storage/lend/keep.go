@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
@@ -115,16 +116,22 @@ func (l *Log) Truncate(ctx context.Context, next record.Offset, epoch record.Epo
 	}
 	req := l.closing()
 	l.surrender(ErrTruncating)
+	failpoint.Hit("core.truncate.surrendered")
 	err := l.keep(ctx, func(p *Plugin) error {
 		if err := p.Store.Close(ctx, req); err != nil {
 			return err
 		}
+		failpoint.Hit("core.truncate.closed")
+		l.mu.Lock()
+		l.confirmed = min(l.confirmed, next) // a plugin that ends over it leaves the cut to its successor
+		l.mu.Unlock()
 		a, err := p.Store.Truncate(ctx, storage.TruncateRequest{
 			Partition: l.part, Instance: l.dir.instance, Lease: req.Lease, Next: next, Epoch: epoch,
 		})
 		if err != nil {
 			return err
 		}
+		failpoint.Hit("core.truncate.answered")
 		if a.Lease.Next != next {
 			_ = a.Lease.File.Close()
 			return fmt.Errorf("%w: truncated to %d, got %d", ErrLied, next, a.Lease.Next)
@@ -138,6 +145,7 @@ func (l *Log) Truncate(ctx context.Context, next record.Offset, epoch record.Epo
 	if err != nil {
 		return fmt.Errorf("truncate %s to %d: %w", l.part, next, err)
 	}
+	failpoint.Hit("core.truncate.taken")
 	l.reopened()
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 	"github.com/trunkline-mq/trunkline/protocol/record"
@@ -75,6 +76,7 @@ type Log struct {
 	closed    bool
 	use       use
 	notes     notes
+	ahead     ahead
 }
 
 // unsynced is what a log knows of what it has not synced.
@@ -121,7 +123,9 @@ func (l *Log) openAt(ctx context.Context, req storage.OpenRequest) (*storage.Cut
 	}
 	release := d.transit()
 	defer release()
+	failpoint.Hit("core.open.asking")
 	answer, err := p.Store.Open(ctx, req)
+	failpoint.Hit("core.open.answered")
 	if err != nil {
 		d.files.give()
 		return nil, p, err
@@ -218,7 +222,7 @@ func (l *Log) install(a storage.Opened, p *Plugin) error {
 	l.dir.files.pin(l.activeLocked(), file, l)
 	l.lease, l.file, l.confirmed, l.down = a.Lease.Epoch, file, a.Lease.Next, nil
 	l.synced, l.unsynced = mark{a.Lease.Next, a.Lease.Position}, unsynced{written: a.Lease.Position}
-	l.notes = notes{}
+	l.notes, l.ahead = notes{}, ahead{}
 	l.use.parked, l.use.opening = false, false
 	l.mu.Unlock()
 	for _, s := range old {
@@ -283,6 +287,9 @@ func (l *Log) take(lease storage.Lease) (vfs.File, error) {
 		_ = file.Close()
 		return nil, err
 	}
+	if info.Blocks > info.Size+aheadLeft && !l.dir.pinned() {
+		_ = file.Truncate(info.Size) // a core that died had preallocated it
+	}
 	return file, nil
 }
 
@@ -312,6 +319,9 @@ func (l *Log) reopen(ctx context.Context, p *Plugin) error {
 	confirmed := l.confirmed
 	l.mu.Unlock()
 	err := l.reopenWith(ctx, p, req, confirmed)
+	if l.outlived(ctx, err) {
+		return fmt.Errorf("re-open %s: %w: %w", l.part, errReplaced, err)
+	}
 	if err != nil {
 		l.surrender(err)
 		return fmt.Errorf("re-open %s: %w", l.part, err)
@@ -322,6 +332,20 @@ func (l *Log) reopen(ctx context.Context, p *Plugin) error {
 	return nil
 }
 
+// outlived reports whether err says that the plugin ended over the call: then the log goes on with what it holds, and
+// the successor is asked. A log over which several end in a row gives up its lease, and is opened by recovery, which
+// sets a partition aside that the plugin does not survive (§6.6).
+func (l *Log) outlived(ctx context.Context, err error) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil || ctx.Err() == nil && !errors.Is(err, storage.ErrGone) {
+		l.use.lost = 0
+		return false
+	}
+	l.use.lost++
+	return l.use.lost < openTries
+}
+
 func (l *Log) reopened() {
 	if l.opt.Reopened != nil {
 		l.opt.Reopened()
@@ -330,10 +354,12 @@ func (l *Log) reopened() {
 
 func (l *Log) reopenWith(ctx context.Context, p *Plugin, req storage.OpenRequest, confirmed record.Offset) error {
 	if req.Held != nil {
+		failpoint.Hit("core.readopt.asking")
 		a, err := p.Store.Open(ctx, req)
 		if err != nil {
 			return err
 		}
+		failpoint.Hit("core.readopt.answered")
 		return l.adopted(a, req.Held)
 	}
 	if (req.Lazy || l.dir.pinned()) && l.opt.Advance != nil {
@@ -435,6 +461,7 @@ func (l *Log) closing() storage.CloseRequest {
 // told where the log ends: its next Open recovers by itself.
 func (l *Log) Close(ctx context.Context) error {
 	syncErr := l.Sync()
+	l.giveIdleBlocksBack()
 	req := l.closing()
 	l.drop()
 	if req.Position < 0 {
@@ -460,6 +487,7 @@ func (d *Dir) Delete(ctx context.Context, part storage.Partition) error {
 	if open != nil {
 		open.drop()
 	}
+	failpoint.Hit("core.delete.dropped")
 	p, err := d.store(ctx)
 	if err != nil {
 		return err
@@ -467,6 +495,7 @@ func (d *Dir) Delete(ctx context.Context, part storage.Partition) error {
 	if err := p.Store.Delete(ctx, part); err != nil {
 		return fmt.Errorf("delete %s: %w", part, err)
 	}
+	failpoint.Hit("core.delete.answered")
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 )
 
@@ -126,7 +127,9 @@ func (l *Log) sendNotes(ctx context.Context, p *Plugin) bool {
 	l.notes.sent = len(n.Entries)
 	l.notes.pending, l.notes.sending = l.synced.next < l.confirmed, true
 	l.mu.Unlock()
+	failpoint.Hit("core.note.sending")
 	err := p.Store.Note(ctx, n)
+	failpoint.Hit("core.note.answered")
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.notes.sending = false

@@ -18,6 +18,7 @@ type use struct {
 	// parked: the lease was given back, to be taken again when it is needed. Everything in the log is durable, and
 	// segments says what lies on disk. Invariant: parked => file == nil.
 	parked bool
+	lost   int // re-adoptions in a row that the plugin did not survive
 }
 
 func (l *Log) parked() bool {
@@ -49,6 +50,7 @@ func (l *Log) park(ctx context.Context) bool {
 	if l.Sync() != nil {
 		return false
 	}
+	l.giveBlocksBack()
 	// The plugin hears what was written, so that it need not read it to make its index.
 	l.sendNotes(context.WithoutCancel(ctx), p)
 	req, ok := l.detach(p)
@@ -184,7 +186,7 @@ func (l *Log) letGoOfParked() bool {
 	for i, s := range old {
 		l.segments[i] = &segment{
 			base: s.base, next: s.next, size: s.size, maxTimestamp: s.maxTimestamp, maxOffset: s.maxOffset,
-			since: s.since, index: s.index, inode: s.inode,
+			since: s.since, index: s.index, inode: s.inode, parked: i == len(old)-1,
 		}
 	}
 	l.mu.Unlock()

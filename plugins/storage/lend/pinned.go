@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,22 +25,26 @@ type Retention struct {
 // learn takes over what the store says of itself.
 func (d *Dir) learn(desc storage.Description) {
 	d.mu.Lock()
-	d.desc = desc
+	d.told.desc = desc
 	d.mu.Unlock()
-	d.segmentRecords.Store(desc.SegmentRecords)
-	d.files.pinAll(desc.Pinned)
+	d.told.segmentRecords.Store(desc.SegmentRecords)
+	d.told.pinned.Store(desc.Pinned)
+}
+
+// told is what the adopted store said of itself.
+type told struct {
+	desc storage.Description // guarded by Dir.mu
+	// Of desc, for who asks for each append. segmentRecords bounds a segment; 0: by what 31 bits count.
+	segmentRecords atomic.Int64
+	pinned         atomic.Bool
 }
 
 // pinned reports whether what the store lends lasts no longer than it is open.
-func (d *Dir) pinned() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.desc.Pinned
-}
+func (d *Dir) pinned() bool { return d.told.pinned.Load() }
 
 // recordsMax is how many records a segment may hold.
 func (d *Dir) recordsMax() int64 {
-	if n := d.segmentRecords.Load(); n > 0 {
+	if n := d.told.segmentRecords.Load(); n > 0 {
 		return min(n, math.MaxInt32)
 	}
 	return math.MaxInt32
@@ -50,13 +55,6 @@ type TooManyError struct{ Records, Max int64 }
 
 func (e *TooManyError) Error() string {
 	return fmt.Sprintf("%d records at once, and a segment of this store holds %d", e.Records, e.Max)
-}
-
-// pinAll says whether files stay open whatever the limit is.
-func (c *fileCache) pinAll(pinned bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.pinned = pinned
 }
 
 // handBackLocked adds to h every file there is, in use until the function it returns is called.

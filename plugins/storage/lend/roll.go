@@ -6,15 +6,21 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
 )
 
 // control runs f while no other call about this partition is made to the plugin: the contract has them one at a time.
+// Where ctx has ended before, f runs if it can at once.
 func (l *Log) control(ctx context.Context, f func() error) error {
 	select {
 	case l.calls <- struct{}{}:
-	case <-ctx.Done():
-		return fmt.Errorf("%w: another call for %s is still under way: %w", ErrNoStore, l.part, context.Cause(ctx))
+	default:
+		select {
+		case l.calls <- struct{}{}:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: another call for %s is still under way: %w", ErrNoStore, l.part, context.Cause(ctx))
+		}
 	}
 	defer func() { <-l.calls }()
 	return f()
@@ -27,6 +33,7 @@ func (l *Log) roll(ctx, wait context.Context) error {
 	if l.parked() {
 		return l.hold(wait, ctx)
 	}
+	failpoint.Hit("core.roll.begun")
 	if err := l.Sync(); err != nil {
 		return err
 	}
@@ -56,9 +63,12 @@ func (l *Log) roll(ctx, wait context.Context) error {
 			Entries: slices.Clone(l.notes.entries),
 		}
 		l.mu.Unlock()
+		l.giveBlocksBack()
 		release := l.dir.transit()
 		defer release()
+		failpoint.Hit("core.roll.asking")
 		lease, err := p.Store.Roll(ctx, req)
+		failpoint.Hit("core.roll.answered")
 		if err != nil {
 			return l.callFailed(ctx, p, fmt.Errorf("roll %s: %w", l.part, err))
 		}
@@ -106,9 +116,11 @@ func (l *Log) rolled(active *segment, lease storage.Lease, req storage.RollReque
 	l.lease, l.file = lease.Epoch, file
 	l.synced = mark{lease.Base, 0}
 	l.notes = notes{} // they were of the sealed segment; for that one the core has its own index
+	l.ahead = ahead{}
 	l.mu.Unlock()
 	l.dir.disclaim(active.inode)
 	l.dir.files.unpin(active)
+	failpoint.Hit("core.roll.taken")
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"time"
 
@@ -30,11 +31,13 @@ type segment struct {
 	ends         map[record.Offset]int64 // where extents ended: where sequential readers go on; at most endsMax
 	inode        inode                   // of an active segment; zero for one that was sealed before this core opened it
 
-	// Guarded by fileCache.mu.
+	// Guarded by Budget.mu.
 	file   vfs.File // nil: not lent, or given back
 	writer *Log     // whose active segment it is, while file is the writer's
+	kept   bool     // file is pinned
 	refs   int      // reads in progress
 	gone   bool     // close file when refs reaches 0
+	parked bool     // its writer's file was given back: no other takes its place until there is one again
 	elem   *list.Element
 }
 
@@ -122,17 +125,29 @@ func (l *Log) openOnce(ctx, room context.Context, s *segment, off record.Offset)
 	if err != nil {
 		if l.parked() && (errors.Is(err, storage.ErrNotOpen) || active && errors.Is(err, storage.ErrOffsetOutOfRange)) {
 			err = errHeldBack
+		} else if !l.has(s) { // the plugin spoke of another log than the caller
+			err = ErrMoved
 		}
 		return nil, place{}, err
 	}
-	f, ok := l.dir.files.put(s, unwrap(e.File))
-	if !ok {
+	f, ok := l.dir.files.put(s, unwrap(e.File), l.dir.pinned())
+	switch {
+	case !ok && active && l.parked(): // while the plugin looked
+		return nil, place{}, errHeldBack
+	case !ok:
 		return nil, place{}, ErrMoved
 	}
 	if !known {
 		at = place{e.Offset, e.Position}
 	}
 	return f, at, nil
+}
+
+// has reports whether s is still one of the log's segments.
+func (l *Log) has(s *segment) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Contains(l.segments, s)
 }
 
 // locate asks the plugin for the segment that holds off and checks that it is s. With a nil error there is a claim on a

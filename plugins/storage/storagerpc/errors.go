@@ -22,7 +22,7 @@ import (
 var (
 	// ErrUnavailable says that the plugin's process or the connection to it is gone. A call that was under way may
 	// have been carried out; re-adoption tells.
-	ErrUnavailable = errors.New("storage plugin is gone")
+	ErrUnavailable = storage.ErrGone
 	// ErrDeadline says that a call did not answer in time, or was given up by its caller: its outcome is unknown, and it
 	// may still happen. The plugin's process has to end before anything else is asked of the partition.
 	ErrDeadline = errors.New("storage plugin did not answer in time")

@@ -19,6 +19,7 @@ import (
 
 	"github.com/trunkline-mq/trunkline/plugins/host"
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
+	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
 	"github.com/trunkline-mq/trunkline/server/internal/catalog"
 	"github.com/trunkline-mq/trunkline/server/internal/datadir"
 )
@@ -105,6 +106,7 @@ func New(o Options) (*Broker, error) {
 		"metadata": b.metadataPlugin(),
 	}
 	b.stores.instance, b.stores.all = datadir.RandomID(), make(map[string]*store)
+	b.stores.files = lend.NewBudget(o.OpenFiles)
 	b.newStoreLocked(catalog.DefaultStore)
 	b.lenders.all = make(map[string]*lender)
 	b.plugins["partitioner"] = b.newLenderLocked(defaultPartitioner).supervisor()

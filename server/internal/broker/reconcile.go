@@ -79,7 +79,7 @@ func (b *Broker) serveAllLocked(ctx context.Context, store metadata.Store, topic
 	return nil
 }
 
-// reconcileLater reconciles in the background, after a metadata plugin came back. Before the first start is done there
+// reconcileLater reconciles in the background, after a plugin of metadata or storage came back. Before the first start is done there
 // is nothing to settle.
 func (b *Broker) reconcileLater() {
 	select {

@@ -86,6 +86,7 @@ func (d streams) OpenLog(ctx context.Context, part storage.Partition, o lend.Ope
 // stores are the storage plugins that run, by name.
 type stores struct {
 	instance string // nonce of this process
+	files    *lend.Budget
 	mu       sync.Mutex
 	all      map[string]*store
 }
@@ -245,6 +246,9 @@ func (s *store) adopt(ctx context.Context, inst *host.Instance, sock *storagerpc
 	}
 	s.inst.set(inst)
 	s.engine.set(e)
+	if known {
+		s.broker.reconcileLater() // deletions that its predecessor did not survive
+	}
 	return nil
 }
 
@@ -264,7 +268,7 @@ func (s *store) newEngine(d storage.Description) engine {
 		return streams{stream.NewDir(stream.Options{Instance: s.broker.stores.instance, Logger: o.Logger})}
 	}
 	return leases{lend.NewDir(lend.Options{
-		Instance: s.broker.stores.instance, SyncParallel: o.SyncParallel, OpenFiles: o.OpenFiles, Logger: o.Logger,
+		Instance: s.broker.stores.instance, SyncParallel: o.SyncParallel, Budget: s.broker.stores.files, Logger: o.Logger,
 	})}
 }
 

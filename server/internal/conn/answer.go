@@ -219,18 +219,24 @@ func (b *outbox) lastWordLocked(encode func(dst []byte) []byte) {
 // connection is dead or stop is closed.
 func (b *outbox) waitRoom(stop <-chan struct{}) bool { return b.wait(stop, b.roomLocked) }
 
-func (b *outbox) roomLocked() bool {
+func (b *outbox) roomLocked() bool { return b.behind == 0 && b.feedsLocked() }
+
+// feedsLocked is roomLocked for the feeds: one that is behind holds up the reader, and must not wait for itself.
+func (b *outbox) feedsLocked() bool {
 	waiting := b.queue + len(b.acks)
-	return len(b.buf) <= b.limit && waiting < answersMax && (b.held <= b.limit || waiting <= 1) && b.behind == 0
+	return len(b.buf) <= b.limit && waiting < answersMax && (b.held <= b.limit || waiting <= 1)
 }
 
-// hasRoom is whether waitRoom would not block.
-func (b *outbox) hasRoom() bool {
+// hasFeedRoom is whether waitFeedRoom would not block.
+func (b *outbox) hasFeedRoom() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.collectLocked()
-	return b.roomLocked()
+	return b.feedsLocked()
 }
+
+// waitFeedRoom is waitRoom for a feed.
+func (b *outbox) waitFeedRoom(stop <-chan struct{}) bool { return b.wait(stop, b.feedsLocked) }
 
 // waitAnswered blocks until every earlier request has its answer.
 func (b *outbox) waitAnswered(stop <-chan struct{}) bool {

@@ -61,10 +61,16 @@ type feed struct {
 	hidden map[partition.ID][]span
 	spans  int  // in hidden
 	behind bool // too many: the connection reads no more commands until the feed has passed some
+
+	falls map[partition.ID]uint64 // of each partition, as far as hidden knows of them; of the feed's goroutine
 }
 
-// span is the half-open range of offsets of records that are the connection's own.
-type span struct{ from, to record.Offset }
+// span is the half-open range of offsets of records that are the connection's own, and how often the high watermark had
+// fallen when they were written.
+type span struct {
+	from, to record.Offset
+	falls    uint64
+}
 
 // mine are the feeds that pass by what their connection publishes, by the id of their topic. Guarded by outbox.mu.
 type mine struct {
@@ -398,7 +404,7 @@ func (s *subscription) newFeed(t *broker.Topic) *feed {
 	if s.f.opt.echo {
 		return f
 	}
-	f.hidden = make(map[partition.ID][]span)
+	f.hidden, f.falls = make(map[partition.ID][]span), make(map[partition.ID]uint64)
 	b := s.conn.box
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -432,17 +438,42 @@ func (b *outbox) forget(f *feed) {
 func (b *outbox) hide(p *part.Partition, base record.Offset, n int32) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	to := base + record.Offset(n)
+	to, falls := base+record.Offset(n), p.Falls()
 	for _, f := range b.deaf[p.Name.TopicID] {
 		list := f.hidden[p.Name.ID]
-		if last := len(list) - 1; last >= 0 && list[last].to == base {
+		if last := len(list) - 1; last >= 0 && list[last].to == base && list[last].falls == falls {
 			list[last].to = to
 			continue
 		}
-		f.hidden[p.Name.ID] = append(list, span{base, to})
+		f.hidden[p.Name.ID] = append(list, span{base, to, falls})
 		f.spans++
 		b.lookBehindLocked(f)
 	}
+}
+
+// unhide forgets own records that the log has lost: what has their offsets now is somebody else's.
+func (b *outbox) unhide(f *feed, p *part.Partition) {
+	id, falls := p.Name.ID, p.Falls()
+	if f.hidden == nil || falls == f.falls[id] {
+		return
+	}
+	end, fell := p.FellSince(f.falls[id])
+	f.falls[id] = falls
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list := f.hidden[id]
+	kept := list[:0]
+	for _, s := range list {
+		if fell && s.falls < falls {
+			s.to = min(s.to, end)
+		}
+		if s.from < s.to {
+			kept = append(kept, s)
+		}
+	}
+	f.hidden[id] = kept
+	f.spans -= len(list) - len(kept)
+	b.lookBehindLocked(f)
 }
 
 // hidesLocked reports whether a record is the connection's own. The feed asks in the order of offsets.
@@ -557,13 +588,14 @@ func (s *subscription) drain(f *feed, cur *cursor.Cursor) bool {
 	end := cur.Partition().HighWatermark()
 	var r record.Record
 	for {
-		if !s.conn.box.hasRoom() {
+		if !s.conn.box.hasFeedRoom() {
 			cur.Rest() // a connection may have any number of these: only what it reads now is held in memory
-			if !s.conn.box.waitRoom(s.stop) {
+			if !s.conn.box.waitFeedRoom(s.stop) {
 				return false
 			}
 		}
 		off, ok, err := cur.Record(s.conn.ctx, end, &r)
+		s.conn.box.unhide(f, cur.Partition())
 		switch {
 		case s.conn.ctx.Err() != nil:
 			return false

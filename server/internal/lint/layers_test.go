@@ -34,6 +34,7 @@ var layers = map[string][]string{
 	"plugins/internal/vfs/faultfs": {"plugins/internal/vfs"},
 	"plugins/internal/vfs/crashfs": {"plugins/internal/vfs"},
 	"plugins/internal/handshake":   {},
+	"plugins/internal/failpoint":   {},
 	"plugins/internal/retention":   {},
 	"plugins/storage":              {"protocol"},
 	"plugins/partitioner":          {"protocol"},
@@ -45,7 +46,7 @@ var layers = map[string][]string{
 	"plugins/metadata/metadatarpc":       {"plugins/metadata", "protocol"},
 
 	// What ships is written as a third party's plugin is: contract, protocol, and a file system.
-	"plugins/storage/filelog":    {"plugins/storage", "protocol", "plugins/internal/vfs", "plugins/internal/retention"},
+	"plugins/storage/filelog":    {"plugins/storage", "protocol", "plugins/internal/vfs", "plugins/internal/retention", "plugins/internal/failpoint"},
 	"plugins/storage/archive":    {"plugins/storage", "protocol", "plugins/internal/vfs", "plugins/internal/retention"},
 	"plugins/storage/memory":     {"plugins/storage", "protocol", "plugins/internal/vfs"},
 	"plugins/partitioner/jump":   {"plugins/partitioner", "protocol", "plugins/internal/vfs"},
@@ -59,7 +60,7 @@ var layers = map[string][]string{
 	// It runs servers and knows no client; tests of the whole server use it, too.
 	"plugins/metadata/zookeeper/zookeepertest": {},
 
-	"plugins/storage/lend": {"plugins/storage", "plugins/internal/vfs", "protocol"},
+	"plugins/storage/lend": {"plugins/storage", "plugins/internal/vfs", "plugins/internal/failpoint", "protocol"},
 	// It answers lend's errors: who reads and writes a log need not know which kind it is.
 	"plugins/storage/stream":       {"plugins/storage", "plugins/storage/lend", "protocol"},
 	"plugins/host":                 {"plugins/internal/handshake"},

@@ -25,10 +25,11 @@ const Patience = time.Minute
 // binEnv names the directory with the built binaries between Main and the tests.
 const binEnv = "TRUNKLINE_TEST_BIN"
 
-// Main builds the binaries, runs the tests of a package, and returns their exit code; TestMain calls it. Where the
-// environment names a directory with binaries already, they are used.
-func Main(m *testing.M) int {
-	if os.Getenv(binEnv) != "" {
+// Main builds the binaries, with build tags where those that ship are not what is wanted, runs the tests of a package, and
+// returns their exit code; TestMain calls it. Where the environment names a directory with binaries already, they are
+// used, unless there are tags.
+func Main(m *testing.M, tags ...string) int {
+	if os.Getenv(binEnv) != "" && len(tags) == 0 {
 		return m.Run()
 	}
 	dir, err := os.MkdirTemp("", "trunkline-bin-")
@@ -37,7 +38,7 @@ func Main(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	args := []string{"build", "-o", dir + "/"}
+	args := []string{"build", "-o", dir + "/", "-tags", strings.Join(tags, ",")}
 	if raceDetector {
 		args = append(args, "-race")
 	}

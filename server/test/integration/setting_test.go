@@ -105,7 +105,7 @@ func TestTopicsAreAlteredAndTrimmedByTheCommandLine(t *testing.T) {
 	ask(t, l, "GET t/0@11 1", `-ERR OFFSET_OUT_OF_RANGE 't/0 holds offsets 12 to 20, not 11; read from one of these, or from @earliest or @latest'`)
 	run(2, "topic", "alter", "t")
 	run(5, "topic", "alter", "nothere", "--set", "sync=never")
-	run(1, "topic", "alter", "t", "--set", "colour=red")
+	run(2, "topic", "alter", "t", "--set", "colour=red")
 	run(1, "topic", "trim", "t/0@99")
 	s.Kill()
 	s.Restart()

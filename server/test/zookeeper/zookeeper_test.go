@@ -5,6 +5,7 @@
 package zookeeper
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,8 +20,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
-// outage is how long the whole ensemble is away.
-const outage = 10 * time.Second
+var outage = flag.Duration("outage", 10*time.Second, "for how long the whole ensemble is away")
 
 // shortSession makes the server notice soon, and lose its session in an outage.
 func shortSession() []string { return []string{"TRUNKLINE_ZOOKEEPER_SESSION=1s"} }
@@ -134,7 +134,7 @@ func TestEnsembleAway(t *testing.T) {
 	for _, zk := range all {
 		zk.Kill()
 	}
-	for back := time.Now().Add(outage); time.Now().Before(back); {
+	for back := time.Now().Add(*outage); time.Now().Before(back); {
 		refusedWithReason(t, s, "away")
 		l.more(20)
 	}

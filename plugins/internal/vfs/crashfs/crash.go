@@ -59,7 +59,7 @@ func (n *node) freeze(copies map[*node]*node) *node {
 	if n == nil || copies[n] != nil {
 		return copies[n]
 	}
-	c := &node{ino: n.ino, links: n.links, data: n.data, synced: n.synced, writes: slices.Clip(n.writes)}
+	c := &node{ino: n.ino, links: n.links, data: n.data, synced: n.synced, writes: slices.Clip(n.writes), ahead: n.ahead}
 	copies[n] = c
 	if n.isDir() {
 		c.names, c.syncedNames = freezeNames(n.names, copies), freezeNames(n.syncedNames, copies)
@@ -138,7 +138,7 @@ func (b *boot) twin(n *node) *node {
 	if t := b.twins[n]; t != nil {
 		return t
 	}
-	t := &node{ino: n.ino}
+	t := &node{ino: n.ino, ahead: n.ahead}
 	b.twins[n] = t
 	if !n.isDir() {
 		t.data = b.content(n)

@@ -51,7 +51,7 @@ func (c Call) String() string {
 		return c.Op + " " + c.Path + " " + c.To
 	case c.Op == "write":
 		return fmt.Sprintf("write %s %d+%d", c.Path, c.Off, c.Len)
-	case c.Op == "truncate" || c.Op == "allocate":
+	case c.Op == "truncate" || c.Op == "allocate" || c.Op == "preallocate":
 		return fmt.Sprintf("%s %s %d", c.Op, c.Path, c.Off)
 	}
 	return c.Op + " " + c.Path
@@ -85,6 +85,7 @@ type node struct {
 
 	data, synced []byte
 	writes       []write // since the last sync, in order
+	ahead        int64   // blocks were asked for up to here, beyond the length; a crash gives none of them back
 }
 
 func (n *node) isDir() bool { return n.names != nil }

@@ -118,6 +118,21 @@ func (h *handle) Truncate(size int64) error {
 			return syscall.EINVAL
 		}
 		h.node.write(write{off: size, cut: true})
+		h.node.ahead = 0
+		return nil
+	})
+}
+
+// Preallocate notes that blocks lie beyond the end.
+func (h *handle) Preallocate(off, size int64) error {
+	return h.fs.change(Call{Op: "preallocate", Path: h.name, Off: off, Len: int(size)}, func() error {
+		if err := h.mayWrite(); err != nil {
+			return err
+		}
+		if off < 0 || size <= 0 {
+			return syscall.EINVAL
+		}
+		h.node.ahead = max(h.node.ahead, off+size)
 		return nil
 	})
 }
@@ -199,7 +214,8 @@ func resize(b []byte, size int64) []byte {
 }
 
 func (n *node) info() vfs.Info {
-	return vfs.Info{Size: int64(len(n.data)), Dev: 1, Ino: n.ino, Regular: !n.isDir(), Links: n.links}
+	size := int64(len(n.data))
+	return vfs.Info{Size: size, Blocks: max(size, n.ahead), Dev: 1, Ino: n.ino, Regular: !n.isDir(), Links: n.links}
 }
 
 // Stat tells what a name stands for.

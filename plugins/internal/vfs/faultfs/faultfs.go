@@ -42,6 +42,8 @@ const (
 	Truncate  Op = "truncate"
 	FileStat  Op = "fstat"
 	Allocate  Op = "allocate"
+
+	Preallocate Op = "preallocate"
 )
 
 // Changes reports whether the call can change what lies on disk, or when it does.
@@ -58,7 +60,7 @@ type Call struct {
 	Op   Op
 	Path string // of a rename, the old name
 	To   string // of a rename, the new name
-	Off  int64  // of a read, a write or a cut
+	Off  int64  // of a read, a write, a cut or a preallocation
 	Len  int
 }
 
@@ -70,7 +72,7 @@ func (c Call) String() string {
 		b.WriteString(" " + c.To)
 	}
 	switch c.Op {
-	case Read, Write:
+	case Read, Write, Preallocate:
 		fmt.Fprintf(&b, " %d+%d", c.Off, c.Len)
 	case Truncate:
 		fmt.Fprintf(&b, " %d", c.Off)
@@ -356,6 +358,11 @@ func (w *wrapped) Sync() error { return w.fs.do(Call{Op: Sync, Path: w.path}, w.
 
 func (w *wrapped) Truncate(size int64) error {
 	return w.fs.do(Call{Op: Truncate, Path: w.path, Off: size}, func() error { return w.inner.Truncate(size) })
+}
+
+func (w *wrapped) Preallocate(off, size int64) error {
+	c := Call{Op: Preallocate, Path: w.path, Off: off, Len: int(size)}
+	return w.fs.do(c, func() error { return w.inner.Preallocate(off, size) })
 }
 
 func (w *wrapped) Stat() (info vfs.Info, err error) {
