@@ -132,7 +132,7 @@ func (e *ProduceError) Is(target error) bool { return target == ErrOutcomeUnknow
 // Producer gathers records into batches, one for each partition, and sends each when the one before it has its outcome:
 // so records that were produced in an order to one partition lie there in that order, also where a batch had to be sent
 // again. A record that is there twice, because the outcome of its batch was unknown, is there a second time behind records of
-// the same batch only.
+// the same batch; only where the server still reads from a connection that was given up may later ones lie between.
 //
 // Records with equal keys go to the same partition, by the topic's own plan, which is evaluated here; where the plan can only be
 // evaluated by the server, records with keys travel by themselves, and keep their order while nothing has to be sent again.
