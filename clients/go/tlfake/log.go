@@ -184,7 +184,7 @@ func (s *Server) createLocked(name string, set settings, partitions int32, by st
 	if partitions == 0 {
 		partitions = s.opt.partitions
 	}
-	plan, ok := newPlan(by, 1, partitions)
+	plan, ok := newPlan(by, s.floor+1, partitions)
 	if !ok {
 		return nil, errcode.New(errcode.BadSetting, fmt.Sprintf("there is no partitioner %s", by), "choose one of "+strings.Join(partitioners, ", "))
 	}

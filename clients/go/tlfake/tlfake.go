@@ -60,6 +60,7 @@ type Server struct {
 	conns   map[*conn]struct{}
 	nextID  uint64
 	ids     int
+	floor   int64    // guarded by mu; the highest plan version of a deleted topic: a new one begins above it
 	faults  []*fault // guarded by mu
 	cuts    int      // guarded by mu; publishes until one whose connection is cut; 0: none
 	refuse  bool     // guarded by mu

@@ -202,6 +202,7 @@ func (c *conn) topicDelete(args [][]byte) (string, *errcode.Error) {
 		return "", err
 	}
 	t.gone = true
+	c.server.floor = max(c.server.floor, t.plan.Plan().Version)
 	delete(c.server.topics, t.name)
 	c.server.noteLocked()
 	return t.name, nil

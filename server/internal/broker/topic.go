@@ -211,7 +211,6 @@ func (b *Broker) createLocked(ctx context.Context, name string, n NewTopic) (*To
 	if meta.Plan, err = b.plan(ctx, name, by, meta.Partitions); err != nil {
 		return nil, err
 	}
-	meta.Plan.Version = 1
 	err = catalog.Create(ctx, store, &meta)
 	if errors.Is(err, catalog.ErrExists) && b.clearHalfMade(ctx, store, name) {
 		err = catalog.Create(ctx, store, &meta)

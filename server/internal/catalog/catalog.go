@@ -3,7 +3,8 @@
 // transaction or one read.
 //
 // Keys: /topics/<name> is the topic; /names/<name with . as _> guards against names that differ only there;
-// /tombstones/<id> is a deleted topic whose directories may still exist.
+// /tombstones/<id> is a deleted topic whose directories may still exist; /plans/floor is the highest plan version that a
+// deleted topic had.
 package catalog
 
 import (
@@ -12,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
 	"github.com/trunkline-mq/trunkline/protocol/address"
@@ -23,6 +25,7 @@ const (
 	topicsPrefix     = "/topics/"
 	namesPrefix      = "/names/"
 	tombstonesPrefix = "/tombstones/"
+	floorKey         = "/plans/floor"
 )
 
 // State is where a topic stands in its life.
@@ -112,19 +115,33 @@ func Load(ctx context.Context, s metadata.Store) (Contents, error) {
 	return c, nil
 }
 
-// Create adds t in state Creating. ErrExists or ErrCollision when the name is taken.
+// Create adds t in state Creating, and gives its plan the first version: above that of every topic that was deleted, so that
+// who still has a plan of a topic of that name is told that it is stale. ErrExists or ErrCollision when the name is taken.
 func Create(ctx context.Context, s metadata.Store, t *Topic) error {
-	t.State, t.Version = Creating, 1
+	for {
+		err := create(ctx, s, t)
+		if !lostFloor(err) {
+			return err
+		}
+	}
+}
+
+func create(ctx context.Context, s metadata.Store, t *Topic) error {
+	floor, unmoved, err := planFloor(ctx, s)
+	if err != nil {
+		return err
+	}
+	t.State, t.Version, t.Plan.Version = Creating, 1, floor+1
 	name := namesPrefix + address.Fold(t.Name)
 	value, err := json.Marshal(t)
 	if err != nil {
 		return fmt.Errorf("encode topic %s: %w", t.Name, err)
 	}
 	_, err = s.Commit(ctx, metadata.Txn{
-		Guards: []metadata.Guard{{Key: name, Version: metadata.Absent}},
+		Guards: []metadata.Guard{{Key: name, Version: metadata.Absent}, unmoved},
 		Puts:   []metadata.Put{{Key: topicsPrefix + t.Name, Value: value}, {Key: name, Value: []byte(t.Name)}},
 	})
-	if !isConflict(err) {
+	if !isConflict(err) || lostFloor(err) {
 		return err
 	}
 	holder, err := s.Get(ctx, name)
@@ -132,6 +149,29 @@ func Create(ctx context.Context, s metadata.Store, t *Topic) error {
 		return fmt.Errorf("%w with %s", ErrCollision, holder.Value)
 	}
 	return ErrExists
+}
+
+// planFloor reads the highest plan version of a deleted topic, and returns with it the guard that it is still that.
+func planFloor(ctx context.Context, s metadata.Store) (floor int64, unmoved metadata.Guard, err error) {
+	unmoved = metadata.Guard{Key: floorKey, Version: metadata.Absent}
+	e, err := s.Get(ctx, floorKey)
+	if errors.Is(err, metadata.ErrNotFound) {
+		return 0, unmoved, nil
+	}
+	if err == nil {
+		unmoved.Version = e.Version
+		floor, err = strconv.ParseInt(string(e.Value), 10, 64)
+	}
+	if err != nil {
+		return 0, unmoved, fmt.Errorf("read %s: %w", floorKey, err)
+	}
+	return floor, unmoved, nil
+}
+
+// lostFloor says that another topic was deleted at the same moment: nothing was done, and it is to be tried again.
+func lostFloor(err error) bool {
+	var c *metadata.ConflictError
+	return errors.As(err, &c) && c.Key == floorKey
 }
 
 // Update writes t back; ErrUnknown when it was changed or deleted meanwhile.
@@ -153,8 +193,17 @@ func Update(ctx context.Context, s metadata.Store, t *Topic) error {
 	return err
 }
 
-// Delete turns t into a tombstone. From then on its name is free.
+// Delete turns t into a tombstone. From then on its name is free. ErrUnknown when it was changed or deleted meanwhile.
 func Delete(ctx context.Context, s metadata.Store, t Topic) (Tombstone, error) {
+	for {
+		grave, err := remove(ctx, s, t)
+		if !lostFloor(err) {
+			return grave, err
+		}
+	}
+}
+
+func remove(ctx context.Context, s metadata.Store, t Topic) (Tombstone, error) {
 	grave := Tombstone{Name: t.Name, ID: t.ID, Partitions: t.Partitions, Storage: t.Storage}
 	if t.Grow != nil {
 		grave.Partitions = t.Grow.Partitions
@@ -163,12 +212,20 @@ func Delete(ctx context.Context, s metadata.Store, t Topic) (Tombstone, error) {
 	if err != nil {
 		return grave, fmt.Errorf("encode tombstone of %s: %w", t.Name, err)
 	}
-	_, err = s.Commit(ctx, metadata.Txn{
-		Guards:  []metadata.Guard{{Key: topicsPrefix + t.Name, Version: t.Version}},
+	floor, unmoved, err := planFloor(ctx, s)
+	if err != nil {
+		return grave, err
+	}
+	txn := metadata.Txn{
+		Guards:  []metadata.Guard{{Key: topicsPrefix + t.Name, Version: t.Version}, unmoved},
 		Puts:    []metadata.Put{{Key: tombstonesPrefix + t.ID, Value: value}},
 		Deletes: []string{topicsPrefix + t.Name, namesPrefix + address.Fold(t.Name)},
-	})
-	if isConflict(err) {
+	}
+	if t.Plan.Version > floor {
+		txn.Puts = append(txn.Puts, metadata.Put{Key: floorKey, Value: strconv.AppendInt(nil, t.Plan.Version, 10)})
+	}
+	_, err = s.Commit(ctx, txn)
+	if isConflict(err) && !lostFloor(err) {
 		return grave, ErrUnknown
 	}
 	return grave, err

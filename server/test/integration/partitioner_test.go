@@ -498,3 +498,30 @@ func TestSubscriptionReadsPartitionsThatAreAddedLater(t *testing.T) {
 		}
 	}
 }
+
+// TestThePlanOfADeletedTopicIsStale: a topic made anew under the name does not take what was placed by the old one's plan.
+func TestThePlanOfADeletedTopicIsStale(t *testing.T) {
+	s := harness.Start(t)
+	l := s.Dial()
+	ask(t, l, "TOPIC CREATE t", "+OK t")
+	ask(t, l, "TOPIC ALTER t partitioner=sticky accept_reorder=true", "+OK t")
+	ask(t, l, "TOPIC CREATE other", "+OK other")
+	old := topicInfo(t, l, "t").Plan.Version
+	ask(t, l, "TOPIC DELETE other", "+OK other")
+	ask(t, l, "TOPIC DELETE t", "+OK t")
+	s.Kill()
+	s.Restart()
+	l = s.Dial()
+	ask(t, l, "TOPIC CREATE t partitions=3", "+OK t")
+	for version := range old {
+		if got := produce(l, fmt.Sprintf("t/0 plan=%d", version+1), batchOf("late")); !strings.HasPrefix(got, "-ERR PLAN_STALE ") {
+			t.Errorf("PRODUCE with plan %d of the deleted topic: %q", version+1, got)
+		}
+	}
+	if now := topicInfo(t, l, "t").Plan.Version; now != old+1 {
+		t.Errorf("the new topic's plan has version %d, the old one had %d", now, old)
+	}
+	if got := produce(l, fmt.Sprintf("t/0 plan=%d", old+1), batchOf("now")); got != "+OK t/0@0 disk" {
+		t.Errorf("PRODUCE with its own plan: %q", got)
+	}
+}
