@@ -98,7 +98,8 @@ func TestDirectly(t *testing.T) {
 }
 
 func TestThroughPipe(t *testing.T) {
-	each(t, func(t *testing.T) metadata.Store { return throughPipe(t, openEmbedded(t)) })
+	t.Parallel()
+	Run(t, func(TB) metadata.Store { return throughPipe(t, openEmbedded(t)) })
 }
 
 // throughPipe is a client of impl over gRPC in memory.

@@ -20,12 +20,18 @@ const (
 
 // Commit applies t. It goes on until it is clear what happened, or ctx ends.
 func (s *Store) Commit(ctx context.Context, t metadata.Txn) (metadata.Revision, error) {
+	return s.commitOwned(ctx, t, nil)
+}
+
+// commitOwned is Commit, if the keys in owners, which t touches, still belong to those sessions: versions do not tell,
+// because a key that was deleted and made again starts over.
+func (s *Store) commitOwned(ctx context.Context, t metadata.Txn, owners map[string]metadata.SessionID) (metadata.Revision, error) {
 	if err := errors.Join(t.Check(), ctx.Err()); err != nil {
 		return 0, err
 	}
 	ctx, done := bound(ctx)
 	defer done()
-	c := &commit{store: s, pending: &pending{id: randomID(), txn: t}}
+	c := &commit{store: s, owners: owners, pending: &pending{id: randomID(), txn: t}}
 	s.mirror.begin(c.pending)
 	defer s.mirror.end(c.pending)
 	for {
@@ -42,6 +48,7 @@ func (s *Store) Commit(ctx context.Context, t metadata.Txn) (metadata.Revision, 
 // commit is a transaction on its way.
 type commit struct {
 	store   *Store
+	owners  map[string]metadata.SessionID // who keys have to belong to
 	pending *pending
 	fresh   bool // the mirror is as new as the last attempt
 	lost    bool // an attempt was made whose outcome is not known
@@ -79,10 +86,10 @@ func (c *commit) attempt(ctx context.Context) (revision metadata.Revision, over 
 	if v.at.seq >= v.turn {
 		return 0, false, s.turnLog(ctx, v.at)
 	}
-	if key := conflict(t, v); key != "" {
+	if key := conflict(t, v, c.owners); key != "" {
 		return c.refuse(ctx, v, &metadata.ConflictError{Key: key})
 	}
-	p, err := s.makePlan(c.pending.id, t, v, c.lost || exact(t, v))
+	p, err := s.makePlan(c.pending.id, t, v, c.lost || len(c.owners) > 0 || exact(t, v))
 	if err != nil {
 		return 0, true, c.givenUp(err)
 	}

@@ -33,6 +33,7 @@ func TestOnAHealthyServer(t *testing.T) {
 		"what is not ours is left alone":                   testWhatIsNotOursIsLeftAlone,
 		"a closed store answers so":                        testClosedStoreAnswersSo,
 		"the root is a chroot":                             testRootAsChroot,
+		"a key that came back is not reaped":               testKeyThatCameBackIsNotReaped,
 	} {
 		t.Run(name, func(t *testing.T) {
 			opt := options(server.Address)
@@ -47,6 +48,45 @@ func testRootAsChroot(t *testing.T, opt Options) {
 	s := open(t, opt)
 	mustCommit(t, s, put("/topics/a", "v"))
 	wantKey(t, s, "/topics/a", "v", 1)
+}
+
+// testKeyThatCameBackIsNotReaped: what is to be deleted was looked at before somebody else made the key anew, at the same
+// version.
+func testKeyThatCameBackIsNotReaped(t *testing.T, opt Options) {
+	s := open(t, opt)
+	begin := func() metadata.Session {
+		n, err := s.Session(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = n.Close() })
+		txn := metadata.Txn{Puts: []metadata.Put{{Key: "/leader", Session: n.ID()}}}
+		var taken *metadata.ConflictError // by the session before, as long as its keys are not deleted
+		for {
+			if _, err = s.Commit(t.Context(), txn); !errors.As(err, &taken) {
+				break
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.List(t.Context(), "/"); err != nil { // the mirror is as new
+			t.Fatal(err)
+		}
+		return n
+	}
+	first := begin()
+	owned := s.mirror.owned()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	begin()
+	err := s.drop(t.Context(), owned, func(id metadata.SessionID) bool { return id == first.ID() })
+	var changed *metadata.ConflictError
+	if len(owned) != 1 || !errors.As(err, &changed) {
+		t.Errorf("%d keys, %v", len(owned), err)
+	}
+	wantKey(t, s, "/leader", "", 1)
 }
 
 func testLogTurnsToTheNextGeneration(t *testing.T, opt Options) {

@@ -36,8 +36,13 @@ type plan struct {
 // isNothing reports that the transaction has no effect.
 func (p *plan) isNothing() bool { return len(p.events) == 0 }
 
-// conflict is the key that is not in v as t demands; empty when there is none.
-func conflict(t metadata.Txn, v view) string {
+// conflict is the key that is not in v as t and owners demand; empty when there is none.
+func conflict(t metadata.Txn, v view, owners map[string]metadata.SessionID) string {
+	for key, session := range owners {
+		if v.entries[key].Session != session {
+			return key
+		}
+	}
 	for _, g := range t.Guards {
 		if v.entries[g.Key].Version != g.Version { // no entry has version 0
 			return g.Key

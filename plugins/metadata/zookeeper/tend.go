@@ -67,20 +67,22 @@ func (s *Store) reapOnce() (<-chan zk.Event, error) {
 // look again.
 func (s *Store) drop(ctx context.Context, owned []metadata.Entry, over func(metadata.SessionID) bool) error {
 	var t metadata.Txn
+	owners := make(map[string]metadata.SessionID)
 	flush := func() error {
 		if len(t.Deletes) == 0 {
 			return nil
 		}
-		_, err := s.Commit(ctx, t)
+		_, err := s.commitOwned(ctx, t, owners)
 		t = metadata.Txn{}
+		clear(owners)
 		return err
 	}
 	for _, e := range owned {
 		if !over(e.Session) {
 			continue
 		}
-		t.Guards = append(t.Guards, metadata.Guard{Key: e.Key, Version: e.Version})
 		t.Deletes = append(t.Deletes, e.Key)
+		owners[e.Key] = e.Session
 		if t.Size() > metadata.TxnBytesMax/2 {
 			if err := flush(); err != nil {
 				return err
