@@ -6,6 +6,7 @@ package partitioner
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 )
@@ -29,6 +30,14 @@ type Description struct {
 type PlanRequest struct {
 	Topic      string
 	Partitions int32
+}
+
+// Check returns ErrRefused for a number of partitions that no topic has.
+func (r PlanRequest) Check() error {
+	if r.Partitions < 1 || r.Partitions > partition.CountMax {
+		return fmt.Errorf("%w: %d partitions are not between 1 and %d", ErrRefused, r.Partitions, partition.CountMax)
+	}
+	return nil
 }
 
 // ErrRefused is a partitioner's "not for this topic". It keeps its identity across the wire.

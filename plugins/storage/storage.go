@@ -232,6 +232,18 @@ var (
 	ErrFormat           = errors.New("FORMAT: the directory's format is newer than this store")
 )
 
+// IsAnswer reports whether a store itself said err: then it is alive, and the outcome is known.
+func IsAnswer(err error) bool {
+	for _, known := range []error{
+		ErrDataMissing, ErrHeldMismatch, ErrLeaseHeld, ErrLeaseStale, ErrOffsetOutOfRange, ErrQuarantined, ErrNotOpen, ErrFull, ErrFormat,
+	} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
+}
+
 // ErrGone is no Store's answer: its process, or the connection to it, is gone. A call that was under way may have been
 // carried out; re-adoption tells.
 var ErrGone = errors.New("storage plugin is gone")

@@ -7,17 +7,17 @@ import (
 	"path/filepath"
 )
 
-// tmpSuffix marks a file that is being written. One that is left over is written anew.
-const tmpSuffix = ".tmp"
+// TmpSuffix marks a file that is being written. One that is left over is written anew.
+const TmpSuffix = ".tmp"
 
 // WriteDurably replaces the file at path: after a crash it is either the old or the new one, and on a nil return the new
 // one. One goroutine at a time may write a path.
 func WriteDurably(f FS, path string, content []byte) error {
-	tmp := path + tmpSuffix
+	tmp := path + TmpSuffix
 	if err := f.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := write(f, tmp, content); err != nil {
+	if err := WriteNew(f, tmp, content); err != nil {
 		return err
 	}
 	if err := f.Replace(tmp, path); err != nil {
@@ -26,16 +26,19 @@ func WriteDurably(f FS, path string, content []byte) error {
 	return f.SyncDir(filepath.Dir(path))
 }
 
-func write(f FS, path string, content []byte) (err error) {
+// WriteNew makes a new file with that content, and its bytes durable. Its name is so after a sync of the directory.
+func WriteNew(f FS, path string, content []byte) error {
 	file, err := f.Open(path, Create)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-	if _, err := file.WriteAt(content, 0); err != nil {
-		return err
+	if len(content) > 0 {
+		_, err = file.WriteAt(content, 0)
 	}
-	return file.Sync()
+	if err == nil {
+		err = file.Sync()
+	}
+	return errors.Join(err, file.Close())
 }
 
 // ReadWhole reads a file of at most so many bytes.

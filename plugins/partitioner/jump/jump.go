@@ -7,8 +7,8 @@
 package jump
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
@@ -38,12 +38,8 @@ func (Partitioner) Describe(ctx context.Context) (partitioner.Description, error
 
 // Plan serves every topic with a legal number of partitions; ErrRefused else.
 func (Partitioner) Plan(ctx context.Context, r partitioner.PlanRequest) (partition.Plan, error) {
-	if err := ctx.Err(); err != nil {
+	if err := cmp.Or(ctx.Err(), r.Check()); err != nil {
 		return partition.Plan{}, err
-	}
-	if r.Partitions < 1 || r.Partitions > partition.CountMax {
-		return partition.Plan{}, fmt.Errorf("%w: %d partitions are not between 1 and %d",
-			partitioner.ErrRefused, r.Partitions, partition.CountMax)
 	}
 	return partition.Plan{Kind: partition.KindCalled, Partitions: r.Partitions}, nil
 }

@@ -69,7 +69,7 @@ func TestDirectly(t *testing.T) {
 
 func TestThroughPipe(t *testing.T) {
 	each(t, func(t *testing.T, _ string, p partitioner.Partitioner) {
-		suite(t, func(t *testing.T) partitioner.Partitioner { return throughPipe(t, p) })
+		Run(t, func(TB) partitioner.Partitioner { return throughPipe(t, p) })
 	})
 }
 

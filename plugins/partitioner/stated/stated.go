@@ -4,8 +4,8 @@
 package stated
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"slices"
 
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
@@ -39,12 +39,8 @@ func (p Partitioner) Describe(ctx context.Context) (partitioner.Description, err
 
 // Plan serves every topic with a legal number of partitions; ErrRefused else.
 func (p Partitioner) Plan(ctx context.Context, r partitioner.PlanRequest) (partition.Plan, error) {
-	if err := ctx.Err(); err != nil {
+	if err := cmp.Or(ctx.Err(), r.Check()); err != nil {
 		return partition.Plan{}, err
-	}
-	if r.Partitions < 1 || r.Partitions > partition.CountMax {
-		return partition.Plan{}, fmt.Errorf("%w: %d partitions are not between 1 and %d",
-			partitioner.ErrRefused, r.Partitions, partition.CountMax)
 	}
 	return partition.Plan{Kind: p.kind, Partitions: r.Partitions}, nil
 }

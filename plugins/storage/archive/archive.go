@@ -251,7 +251,7 @@ func (s *Store) enter(name storage.Partition, instance string) (*part, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case !p.open || p.gone || p.name != name:
+	case !p.open || p.name != name:
 		err = storage.ErrNotOpen
 	case p.instance != instance:
 		err = storage.ErrLeaseStale

@@ -18,8 +18,8 @@ type Bucket interface {
 	Put(key string, data []byte) error
 	// Get returns n bytes of an object from at on; fs.ErrNotExist where there is no such object.
 	Get(key string, at, n int64) ([]byte, error)
-	// List returns the objects of a directory, in the order of their keys. It comes before the first Put there. What it tells is durable: an object that was
-	// put and is listed stays.
+	// List returns the objects of a directory, in the order of their keys. It comes before the first Put there. What it
+	// tells is durable: an object that was put and is listed stays.
 	List(dir string) ([]Object, error)
 	// Delete removes an object, durably. One that is not there is no error.
 	Delete(key string) error
@@ -58,7 +58,7 @@ func (b *dirBucket) Put(key string, data []byte) error {
 		return err
 	}
 	tmp := filepath.Join(dir, fmt.Sprint(putPrefix, b.puts.Add(1)))
-	if err := b.write(tmp, data); err != nil {
+	if err := vfs.WriteNew(b.fs, tmp, data); err != nil {
 		return errors.Join(err, b.fs.Remove(tmp))
 	}
 	if err := b.fs.Replace(tmp, path); err != nil {
@@ -72,19 +72,6 @@ func (b *dirBucket) Put(key string, data []byte) error {
 
 // errUnknown marks an error after which the object may be there.
 var errUnknown = errors.New("the object may be there or not")
-
-// write writes and syncs a file that nobody reads yet.
-func (b *dirBucket) write(path string, data []byte) (err error) {
-	f, err := b.fs.Open(path, vfs.Create)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := f.WriteAt(data, 0); err != nil {
-		return err
-	}
-	return f.Sync()
-}
 
 func (b *dirBucket) Get(key string, at, n int64) ([]byte, error) {
 	f, err := b.fs.Open(filepath.Join(b.root, key), vfs.Read)

@@ -45,34 +45,9 @@ func (o *object) name() string {
 
 // parseObject reads a name of batches.
 func parseObject(name string, size int64) (object, bool) {
-	f := strings.Split(strings.TrimPrefix(name, batchesPrefix), "_")
-	if len(f) != 6 {
-		return object{}, false
-	}
-	var n [6]int64
-	for i, text := range f {
-		base, bits := 10, 64
-		switch i {
-		case 2:
-			bits = 32
-		case 3:
-			sum, err := strconv.ParseUint(text, 16, 32)
-			if err != nil {
-				return object{}, false
-			}
-			n[i] = int64(sum)
-			continue
-		}
-		var err error
-		if n[i], err = strconv.ParseInt(text, base, bits); err != nil {
-			return object{}, false
-		}
-	}
-	o := object{
-		base: record.Offset(n[0]), next: record.Offset(n[1]), epoch: record.Epoch(n[2]), sum: uint32(n[3]),
-		maxTimestamp: n[4], put: n[5], size: size,
-	}
-	return o, o.base >= 0 && o.next > o.base && o.size > 0 && o.name() == name
+	o := object{size: size}
+	_, err := fmt.Sscanf(name, batchesPrefix+"%d_%d_%d_%x_%d_%d", &o.base, &o.next, &o.epoch, &o.sum, &o.maxTimestamp, &o.put)
+	return o, err == nil && o.base >= 0 && o.next > o.base && o.size > 0 && o.name() == name
 }
 
 func parseOffset(name, prefix string) (record.Offset, bool) {

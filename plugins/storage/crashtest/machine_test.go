@@ -47,7 +47,7 @@ var errKilled = errors.New("process was killed")
 // boot starts a core that knows of nothing, and a plugin.
 func boot(ctx context.Context, disk *crashfs.FS, instance string) (*machine, error) {
 	m := &machine{disk: disk, instance: instance, core: faultfs.New(disk)}
-	m.dir = lend.NewDir(lend.Options{FS: m.core, Instance: instance, OpenFiles: 2})
+	m.dir = lend.NewDir(lend.Options{FS: m.core, Instance: instance, Budget: lend.NewBudget(2)})
 	if err := m.startPlugin(ctx); err != nil {
 		return nil, errors.Join(err, m.dir.Close())
 	}

@@ -22,7 +22,7 @@ var errAdopt = fmt.Errorf("cannot be adopted: %w", fs.ErrInvalid)
 
 // Adoptable implements storage.Keeper.
 func (s *Store) Adoptable(ctx context.Context, topic string) (storage.Adoption, error) {
-	if topic == "" || topic[0] == '.' || strings.ContainsFunc(topic, func(r rune) bool { return r > 0x7f || !isNameByte(byte(r)) }) {
+	if storage.ValidTopic(topic) != nil || topic[0] == '.' {
 		return storage.Adoption{}, fmt.Errorf("%w: topic name %q", ErrInvalid, topic)
 	}
 	entries, err := s.disk.fs.ReadDir(s.disk.adoptable())

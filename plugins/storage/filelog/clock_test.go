@@ -44,7 +44,7 @@ func TestRetentionClock(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := disk{fs: vfs.OS(), data: t.TempDir()}
-			if err := d.mkdirAll(d.logs()); err != nil {
+			if err := vfs.MakeDirs(d.fs, d.logs()); err != nil {
 				t.Fatal(err)
 			}
 			fake := &fakeClock{wall: time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)}
@@ -86,7 +86,7 @@ func TestRetentionClock(t *testing.T) {
 
 func TestRetentionClockThatCannotBeReadBeginsAnEra(t *testing.T) {
 	d := disk{fs: vfs.OS(), data: t.TempDir()}
-	if err := d.mkdirAll(d.logs()); err != nil {
+	if err := vfs.MakeDirs(d.fs, d.logs()); err != nil {
 		t.Fatal(err)
 	}
 	fake := &fakeClock{wall: time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)}

@@ -55,7 +55,7 @@ const checkpointBytesMax = 64 << 20
 // prepare makes the directories, durably, clears tmp/, and returns what trash/ still holds.
 func (d disk) prepare() (trash []string, err error) {
 	for _, dir := range []string{d.logs(), d.tmp(), d.trash(), d.quarantine(), d.adoptable()} {
-		if err := d.mkdirAll(dir); err != nil {
+		if err := vfs.MakeDirs(d.fs, dir); err != nil {
 			return nil, err
 		}
 	}
@@ -75,25 +75,6 @@ func (d disk) prepare() (trash []string, err error) {
 		trash = append(trash, e.Name())
 	}
 	return trash, d.prepareCanary()
-}
-
-// mkdirAll makes dir and its missing parents, and makes every new name durable.
-func (d disk) mkdirAll(dir string) error {
-	if _, err := d.fs.Stat(dir); err == nil {
-		return nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	parent := filepath.Dir(dir)
-	if parent != dir {
-		if err := d.mkdirAll(parent); err != nil {
-			return err
-		}
-	}
-	if err := d.fs.Mkdir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return d.fs.SyncDir(parent)
 }
 
 func (d disk) prepareCanary() error {
@@ -128,53 +109,15 @@ func (d disk) readSmall(path string) ([]byte, error) { return d.readAtMost(path,
 
 // readAtMost reads a whole file of at most that many bytes.
 func (d disk) readAtMost(path string, most int64) ([]byte, error) {
-	f, err := d.fs.Open(path, vfs.Read)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }() // only read
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if info.Size > most {
-		return nil, fmt.Errorf("%s: %d bytes, more than it can have", path, info.Size)
-	}
-	text := make([]byte, info.Size)
-	if n, err := f.ReadAt(text, 0); n < len(text) {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return text, nil
+	return vfs.ReadWhole(d.fs, path, most)
 }
 
-// create makes a new file with that content, and its bytes durable. Its name is so after a sync of the directory.
-func (d disk) create(path string, content []byte) error {
-	f, err := d.fs.Open(path, vfs.Create)
-	if err != nil {
-		return err
-	}
-	if len(content) > 0 {
-		_, err = f.WriteAt(content, 0)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
+// create is vfs.WriteNew.
+func (d disk) create(path string, content []byte) error { return vfs.WriteNew(d.fs, path, content) }
 
-// writeDurably replaces the file at path: after a crash it is either the old or the new one.
+// writeDurably is vfs.WriteDurably.
 func (d disk) writeDurably(path string, content []byte) error {
-	tmp := path + tmpSuffix
-	if err := d.fs.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := d.create(tmp, content); err != nil {
-		return err
-	}
-	if err := d.fs.Replace(tmp, path); err != nil {
-		return err
-	}
-	return d.fs.SyncDir(filepath.Dir(path))
+	return vfs.WriteDurably(d.fs, path, content)
 }
 
 // move renames a directory to another parent without replacing anything, and makes both parents durable.
@@ -202,7 +145,7 @@ func (d disk) moveAside(from, to string) (string, error) {
 
 // Names beside the segments in a partition's directory.
 const (
-	tmpSuffix   = ".tmp"                        // being written
+	tmpSuffix   = vfs.TmpSuffix                 // being written
 	spareName   = "next" + kafkalog.SpareSuffix // the segment to come, empty
 	cutInfix    = ".cut-"                       // what recovery took off a segment
 	pendingName = "cut-pending"                 // a cut has begun that is known to lose acknowledged records
@@ -263,30 +206,18 @@ func segmentPath(dir string, base record.Offset) string {
 	return filepath.Join(dir, kafkalog.SegmentName(base))
 }
 
-// topicNameMax is Kafka's limit; with the partition's number it keeps a directory's name below 255 bytes.
-const topicNameMax = 249
-
-// check keeps names from leaving the directory. What else a topic's name may be is the core's business.
+// check keeps names from leaving the directory, and from being those of files of the store.
 func check(p storage.Partition) error {
-	if p.Topic == "" || len(p.Topic) > topicNameMax || p.Topic[0] == '.' {
+	if err := p.Valid(); err != nil {
+		return err
+	}
+	if p.Topic[0] == '.' {
 		return fmt.Errorf("%w: topic name %q", ErrInvalid, p.Topic)
 	}
-	for _, c := range []byte(p.Topic) {
-		if !isNameByte(c) {
-			return fmt.Errorf("%w: topic name %q", ErrInvalid, p.Topic)
-		}
-	}
-	if _, err := kafkalog.PartitionMetadata(p.TopicID); err != nil || strings.ToLower(p.TopicID) != p.TopicID {
+	if strings.ToLower(p.TopicID) != p.TopicID {
 		return fmt.Errorf("%w: topic id %q", ErrInvalid, p.TopicID)
 	}
-	if p.ID < 0 {
-		return fmt.Errorf("%w: partition %d", ErrInvalid, p.ID)
-	}
 	return nil
-}
-
-func isNameByte(c byte) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-'
 }
 
 // errUnexpectedEnd is a file that became shorter while it was read.

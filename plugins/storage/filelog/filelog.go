@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"runtime/pprof"
@@ -280,7 +279,7 @@ func withFull(err error) error {
 }
 
 // ErrInvalid says that a request cannot be right whatever lies on disk.
-var ErrInvalid = fmt.Errorf("request is not valid: %w", fs.ErrInvalid)
+var ErrInvalid = storage.ErrInvalid
 
 // backlog is work for one goroutine, by name. A name that waits already is not queued twice, so it is never longer
 // than there are partitions.

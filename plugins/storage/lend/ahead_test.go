@@ -68,7 +68,7 @@ func TestBlocksAheadAreGivenBack(t *testing.T) {
 		},
 		"when the core was killed": func(b *bench, _ *lend.Log) error {
 			b.end()
-			b.dir = lend.NewDir(lend.Options{FS: b.fs, Instance: "core-2", OpenFiles: 2})
+			b.dir = lend.NewDir(lend.Options{FS: b.fs, Instance: "core-2", Budget: lend.NewBudget(2)})
 			b.restartStore()
 			b.runDir()
 			if b.beyond(0) < 1<<20-slack {

@@ -194,7 +194,7 @@ func BenchmarkAppendToParkedLogs(b *testing.B) {
 	}
 	for _, budget := range []int{100, 10} { // of which all fit, and of which each append parks another
 		b.Run(fmt.Sprintf("descriptors=%d", budget), func(b *testing.B) {
-			d := lend.NewDir(lend.Options{Instance: fmt.Sprint("bench", budget, b.N), OpenFiles: budget})
+			d := lend.NewDir(lend.Options{Instance: fmt.Sprint("bench", budget, b.N), Budget: lend.NewBudget(budget)})
 			if err := d.Adopt(context.Background(), &lend.Plugin{Store: store, Kill: func(error) {}}); err != nil {
 				b.Fatal(err)
 			}

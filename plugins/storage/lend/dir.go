@@ -14,8 +14,9 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/failpoint"
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
@@ -24,13 +25,11 @@ import (
 
 // Options configure a Dir. The zero value is the production file system with the documented budgets.
 type Options struct {
-	FS           vfs.FS // nil: the real one
-	Instance     string // nonce of this core process
-	SyncParallel int    // concurrent fdatasyncs; 0: 64
-	OpenFiles    int    // descriptors for segments, of writers and readers together; 0: 1024
-	// Budget is shared with other directories, and then OpenFiles says nothing; nil: the directory has one of its own.
-	Budget *Budget
-	Logger *slog.Logger
+	FS           vfs.FS  // nil: the real one
+	Instance     string  // nonce of this core process
+	SyncParallel int     // concurrent fdatasyncs; 0: 64
+	Budget       *Budget // of descriptors, which others may share; nil: one of its own, NewBudget(0)
+	Logger       *slog.Logger
 }
 
 const (
@@ -98,7 +97,7 @@ func NewDir(o Options) *Dir {
 		o.SyncParallel = syncParallelDefault
 	}
 	if o.Budget == nil {
-		o.Budget = NewBudget(o.OpenFiles)
+		o.Budget = NewBudget(0)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -167,23 +166,22 @@ func (d *Dir) Adopt(ctx context.Context, p *Plugin) error {
 const reopenParallel = 32
 
 func (d *Dir) reopenAll(ctx context.Context, p *Plugin, logs []*Log) error {
-	var wg sync.WaitGroup
-	var gone atomic.Pointer[error] // one of them
-	slots := make(chan struct{}, reopenParallel)
+	var all errgroup.Group
+	all.SetLimit(reopenParallel)
 	for _, l := range logs {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			if err := l.reopen(ctx, p); errors.Is(err, errReplaced) {
-				gone.Store(&err)
-			} else if err != nil {
+		all.Go(func() error {
+			err := l.reopen(ctx, p)
+			if errors.Is(err, errReplaced) {
+				return err
+			}
+			if err != nil {
 				d.log.Error("partition stays down", "partition", l.part.String(), "err", err)
 			}
+			return nil
 		})
 	}
-	wg.Wait()
-	if err := gone.Load(); err != nil {
-		return *err
+	if err := all.Wait(); err != nil {
+		return err
 	}
 	return ctx.Err()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sort"
 	"syscall"
 	"time"
 
@@ -138,20 +139,15 @@ func (e *Extent) header(pos int64) (record.Batch, error) {
 func (l *Log) placeBetween(s *segment, after, upTo int64) (place, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for lo, hi := 0, len(s.index); ; {
-		if lo == hi {
-			if lo == 0 || s.index[lo-1].position <= after {
-				return place{}, false
-			}
-			return s.index[lo-1], true
-		}
-		if mid := (lo + hi) / 2; s.index[mid].position <= upTo {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
+	i := sort.Search(len(s.index), func(i int) bool { return s.index[i].position > upTo })
+	if i == 0 || s.index[i-1].position <= after {
+		return place{}, false
 	}
+	return s.index[i-1], true
 }
+
+// Place is the base offset of the first batch, and the size in bytes.
+func (e *Extent) Place() (record.Offset, int64) { return e.Base, e.Size }
 
 // Release lets the segment's descriptor go.
 func (e *Extent) Release() {
@@ -161,44 +157,50 @@ func (e *Extent) Release() {
 	}
 }
 
-// sendPiece bounds one sendfile, so that a slow peer shows progress between two.
+// SendTo sends the extent to a TCP connection by sendfile, at explicit offsets: the descriptor is shared by many
+// readers. It is Send.
+func (e *Extent) SendTo(nc syscall.Conn, progress func() error) error {
+	return Send(nc, e.Size, progress, func(sock int, at, n int64) (int, error) {
+		off := e.position + at
+		return unix.Sendfile(sock, e.file.Fd(), &off, int(n))
+	})
+}
+
+// sendPiece bounds what is sent at once, so that a slow peer shows progress between two.
 const sendPiece = 1 << 20
 
-// SendTo sends the extent to a TCP connection by sendfile, at explicit offsets: the descriptor is shared by many
-// readers. progress is called before each piece; it sets the write deadline. A file that is shorter than promised is
-// io.ErrUnexpectedEOF: the peer has a part by then, and the connection must be closed.
-func (e *Extent) SendTo(nc syscall.Conn, progress func() error) error {
+// Send sends size bytes to a TCP connection by put, a system call that sends up to n of them from at on. progress is
+// called before each piece; it sets the write deadline. Bytes that run out before size are io.ErrUnexpectedEOF: the peer
+// has a part by then, and the connection must be closed.
+func Send(nc syscall.Conn, size int64, progress func() error, put func(sock int, at, n int64) (int, error)) error {
 	raw, err := nc.SyscallConn()
 	if err != nil {
 		return err
 	}
-	pos, left := e.position, e.Size
-	for left > 0 {
+	for at := int64(0); at < size; {
 		if err := progress(); err != nil {
 			return err
 		}
-		n, err := sendfile(raw, e.file.Fd(), pos, min(left, sendPiece))
-		pos, left = pos+n, left-n
+		next, err := sendRange(raw, at, min(size, at+sendPiece), put)
 		if err != nil {
 			var timeout net.Error
-			if errors.As(err, &timeout) && timeout.Timeout() && n > 0 {
-				continue
+			if !errors.As(err, &timeout) || !timeout.Timeout() || next == at {
+				return err
 			}
-			return err
 		}
+		at = next
 	}
 	return nil
 }
 
-// sendfile sends up to n bytes at pos and waits for the socket where it must.
-func sendfile(raw syscall.RawConn, fd int, pos, n int64) (sent int64, err error) {
+// sendRange sends bytes [at, end), waits for the socket where it must, and returns how far it came.
+func sendRange(raw syscall.RawConn, at, end int64, put func(sock int, at, n int64) (int, error)) (next int64, err error) {
 	waitErr := raw.Write(func(sock uintptr) bool {
-		for sent < n {
-			off := pos + sent
-			k, e := unix.Sendfile(int(sock), fd, &off, int(n-sent))
+		for at < end {
+			n, e := put(int(sock), at, end-at)
 			switch {
-			case k > 0:
-				sent += int64(k)
+			case n > 0:
+				at += int64(n)
 			case errors.Is(e, unix.EAGAIN):
 				return false
 			case errors.Is(e, unix.EINTR):
@@ -215,5 +217,5 @@ func sendfile(raw syscall.RawConn, fd int, pos, n int64) (sent int64, err error)
 	if err == nil {
 		err = waitErr
 	}
-	return sent, err
+	return at, err
 }

@@ -25,7 +25,7 @@ type Budget struct {
 	mu    sync.Mutex
 	used  int           // descriptors there are, and those that were claimed
 	kept  int           // those of pinned segments. Invariant: kept <= used.
-	lru   list.List     // of *segment with a file, most recent first
+	lru   list.List     // of *segment with a file that is not pinned, most recent first
 	freed chan struct{} // closed and replaced when used falls
 }
 
@@ -77,7 +77,7 @@ func (c *Budget) tryClaim(keep bool) (ok bool, idle *Log, freed <-chan struct{})
 	for e := c.lru.Back(); e != nil && c.overLocked() >= 0; {
 		s, before := e.Value.(*segment), e.Prev()
 		switch {
-		case s.refs > 0 || s.kept:
+		case s.refs > 0:
 		case s.writer == nil:
 			c.closeLocked(s)
 		case idle == nil:
@@ -107,7 +107,7 @@ func (c *Budget) acquire(s *segment) (vfs.File, bool) {
 		return nil, false
 	}
 	s.refs++
-	c.lru.MoveToFront(s.elem)
+	c.touchLocked(s)
 	return s.file, true
 }
 
@@ -115,6 +115,10 @@ func (c *Budget) acquire(s *segment) (vfs.File, bool) {
 func (c *Budget) touch(s *segment) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.touchLocked(s)
+}
+
+func (c *Budget) touchLocked(s *segment) {
 	if s.elem != nil {
 		c.lru.MoveToFront(s.elem)
 	}
@@ -148,17 +152,19 @@ func (c *Budget) pin(s *segment, f vfs.File, l *Log) {
 
 func (c *Budget) placeLocked(s *segment, f vfs.File, keep bool) {
 	s.file, s.kept = f, keep
-	s.elem = c.lru.PushFront(s)
 	if keep {
 		c.kept++
+		return
 	}
+	s.elem = c.lru.PushFront(s)
 }
 
 // displaceLocked takes its file from s. The claim on it stays.
 func (c *Budget) displaceLocked(s *segment) {
-	c.lru.Remove(s.elem)
 	if s.kept {
 		c.kept--
+	} else {
+		c.lru.Remove(s.elem)
 	}
 	s.file, s.elem, s.kept = nil, nil, false
 }
@@ -209,7 +215,7 @@ func (c *Budget) forget(s *segment) {
 func (c *Budget) evictLocked() {
 	for e := c.lru.Back(); e != nil && c.overLocked() > 0; {
 		s, before := e.Value.(*segment), e.Prev()
-		if s.refs == 0 && s.writer == nil && !s.kept {
+		if s.refs == 0 && s.writer == nil {
 			c.closeLocked(s)
 		}
 		e = before

@@ -36,7 +36,8 @@ func (l *Log) call(ctx context.Context, f func(p *Plugin) error) error {
 // Expire asks the plugin what retention would take, and takes it: never at or above limit, the high watermark. It
 // returns the log start.
 func (l *Log) Expire(ctx context.Context, age time.Duration, bytes int64, limit record.Offset) (record.Offset, error) {
-	start := l.Stats().LogStart
+	now := l.Stats().LogStart
+	start := now
 	err := l.keep(ctx, func(p *Plugin) error {
 		var err error
 		start, err = p.Store.Expire(ctx, storage.ExpireRequest{
@@ -44,14 +45,13 @@ func (l *Log) Expire(ctx context.Context, age time.Duration, bytes int64, limit 
 		})
 		return err
 	})
-	if err != nil {
-		return start, fmt.Errorf("retention of %s: %w", l.part, err)
-	}
-	if start <= l.Stats().LogStart {
-		return start, nil
-	}
-	if start > limit {
-		return start, fmt.Errorf("%w: retention of %s proposes %d, above the high watermark %d", ErrLied, l.part, start, limit)
+	switch {
+	case err != nil:
+		return now, fmt.Errorf("retention of %s: %w", l.part, err)
+	case start <= now:
+		return now, nil
+	case start > limit:
+		return now, fmt.Errorf("%w: retention of %s proposes %d, above the high watermark %d", ErrLied, l.part, start, limit)
 	}
 	return l.Trim(ctx, start)
 }

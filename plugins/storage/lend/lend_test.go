@@ -39,7 +39,7 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	b := &bench{t: t, data: t.TempDir(), fs: faultfs.New(vfs.OS())}
-	b.dir = lend.NewDir(lend.Options{FS: b.fs, Instance: "core-1", OpenFiles: 2})
+	b.dir = lend.NewDir(lend.Options{FS: b.fs, Instance: "core-1", Budget: lend.NewBudget(2)})
 	b.restartStore()
 	b.runDir()
 	t.Cleanup(func() {
@@ -205,7 +205,7 @@ func TestOpenedLogReadsWhatAnotherCoreWrote(t *testing.T) {
 	if err := b.dir.Close(); err != nil {
 		t.Fatal(err)
 	}
-	b.dir = lend.NewDir(lend.Options{FS: b.fs, Instance: "core-2", OpenFiles: 2})
+	b.dir = lend.NewDir(lend.Options{FS: b.fs, Instance: "core-2", Budget: lend.NewBudget(2)})
 	b.restartStore()
 	l = b.open(false, 300)
 	if got := read(t, l, 7); len(got) != 13 || got[0] != "v7" {

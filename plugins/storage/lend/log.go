@@ -104,7 +104,7 @@ func (d *Dir) Open(ctx context.Context, part storage.Partition, o OpenOptions) (
 		if err == nil {
 			return l, cut, nil
 		}
-		if p == nil || isAnswer(err) || try == openTries || !d.replaced(ctx, p) {
+		if p == nil || storage.IsAnswer(err) || try == openTries || !d.replaced(ctx, p) {
 			return nil, nil, fmt.Errorf("open %s: %w", part, err)
 		}
 		d.log.Warn("partition is opened again", "partition", part.String(), "err", err)
@@ -149,19 +149,6 @@ const transits = 16
 func (d *Dir) transit() (release func()) {
 	d.transits <- struct{}{}
 	return func() { <-d.transits }
-}
-
-// isAnswer reports whether the plugin itself said err: then it is alive.
-func isAnswer(err error) bool {
-	for _, known := range []error{
-		storage.ErrDataMissing, storage.ErrHeldMismatch, storage.ErrLeaseHeld, storage.ErrLeaseStale, storage.ErrQuarantined,
-		storage.ErrNotOpen, storage.ErrFull, storage.ErrFormat,
-	} {
-		if errors.Is(err, known) {
-			return true
-		}
-	}
-	return false
 }
 
 // replacedWait is how long the end of a process may take to be noticed after a call to it failed.

@@ -120,7 +120,7 @@ func (l *Log) unpark(ctx, room context.Context) (again bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := l.dir.takesRecords(); errors.Is(err, ErrFenced) {
+	if err := l.dir.fenceErr(); err != nil {
 		return false, err
 	}
 	if err := l.dir.makeRoom(room); err != nil {
@@ -164,7 +164,7 @@ func (l *Log) notOpened(p *Plugin, err error) (again bool, _ error) {
 	case errors.Is(err, storage.ErrFull):
 		l.dir.filled(err)
 		return false, &FullError{Err: err}
-	case isAnswer(err) && !errors.Is(err, storage.ErrLeaseHeld):
+	case storage.IsAnswer(err) && !errors.Is(err, storage.ErrLeaseHeld):
 		l.surrender(err)
 		return false, err
 	}

@@ -32,13 +32,13 @@ type segment struct {
 	inode        inode                   // of an active segment; zero for one that was sealed before this core opened it
 
 	// Guarded by Budget.mu.
-	file   vfs.File // nil: not lent, or given back
-	writer *Log     // whose active segment it is, while file is the writer's
-	kept   bool     // file is pinned
-	refs   int      // reads in progress
-	gone   bool     // close file when refs reaches 0
-	parked bool     // its writer's file was given back: no other takes its place until there is one again
-	elem   *list.Element
+	file   vfs.File      // nil: not lent, or given back
+	writer *Log          // whose active segment it is, while file is the writer's
+	kept   bool          // file is pinned
+	refs   int           // reads in progress
+	gone   bool          // close file when refs reaches 0
+	parked bool          // its writer's file was given back: no other takes its place until there is one again
+	elem   *list.Element // nil without a file, and where it is pinned
 }
 
 // endsMax bounds how many sequential readers of one segment go on without a look-up.

@@ -15,7 +15,7 @@ import (
 // core is a core with room for one descriptor, were files not pinned.
 func core(t *testing.T, s *memory.Store) *lend.Dir {
 	t.Helper()
-	d := lend.NewDir(lend.Options{Instance: "core", OpenFiles: 1})
+	d := lend.NewDir(lend.Options{Instance: "core", Budget: lend.NewBudget(1)})
 	t.Cleanup(func() { _ = d.Close() })
 	adopt(t, d, s)
 	return d

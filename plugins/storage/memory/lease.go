@@ -152,7 +152,7 @@ func (s *Store) Delete(_ context.Context, name storage.Partition) error {
 		return nil // another topic's
 	}
 	if err := s.floors.remove(name); err != nil {
-		return fmt.Errorf("floor of %s: %w", name, err)
+		return fmt.Errorf("delete %s: %w", name, err)
 	}
 	s.dropSegmentsLocked(p, len(p.segments))
 	p.gone = true

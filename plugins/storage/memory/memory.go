@@ -15,7 +15,6 @@ package memory
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"path/filepath"
 	"sync"
 	"time"
@@ -33,11 +32,10 @@ const (
 
 // Options configure a Store.
 type Options struct {
-	Data   string       // the data directory; floors lie below it
-	Cap    int64        // bytes that all logs together may take
-	FS     vfs.FS       // of the floors; nil: the real one
-	Logger *slog.Logger // nil: none
-	Now    func() time.Time
+	Data string           // the data directory; floors lie below it
+	Cap  int64            // bytes that all logs together may take
+	FS   vfs.FS           // of the floors; nil: the real one
+	Now  func() time.Time // nil: the machine's clock
 }
 
 // capMin is room for one smallest segment.
@@ -47,7 +45,6 @@ const capMin = 64 << 10
 type Store struct {
 	floors floors
 	cap    int64
-	log    *slog.Logger
 	now    func() time.Time // monotonic: segments age by it
 
 	mu    sync.Mutex
@@ -66,13 +63,10 @@ func New(o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	s := &Store{cap: o.Cap, log: o.Logger, now: o.Now, parts: make(map[string]*part)}
+	s := &Store{cap: o.Cap, now: o.Now, parts: make(map[string]*part)}
 	s.floors = floors{fs: o.FS, dir: filepath.Join(data, "memory")}
 	if s.floors.fs == nil {
 		s.floors.fs = vfs.OS()
-	}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
 	}
 	if s.now == nil {
 		s.now = time.Now

@@ -176,7 +176,7 @@ func (s *Store) readopt(p *part, r storage.OpenRequest) error {
 	if h.LogStart < 0 || h.LogStart > h.Next || h.Next < h.Base || h.Next > h.Base+segmentRecords {
 		return mismatch("[%d, %d) from log start %d", h.Base, h.Next, h.LogStart)
 	}
-	segments, err := s.take(p, h)
+	segments, err := s.take(h)
 	if err != nil {
 		for _, seg := range segments {
 			_ = seg.file.Close()
@@ -203,7 +203,7 @@ func (s *Store) readopt(p *part, r storage.OpenRequest) error {
 }
 
 // take reopens what was handed back and compares it with what was said of it. On an error it returns what is open.
-func (s *Store) take(p *part, h *storage.Held) ([]*segment, error) {
+func (s *Store) take(h *storage.Held) ([]*segment, error) {
 	var segments []*segment
 	now := s.now() // a lost stamp means now
 	for i, held := range h.Sealed {

@@ -199,6 +199,9 @@ func TestErrorsKeepTheirIdentity(t *testing.T) {
 	f := &fake{dir: t.TempDir()}
 	c, _ := connect(t, f)
 	for _, k := range knownErrors() {
+		if !storage.IsAnswer(k.err) {
+			t.Errorf("%v is not taken for an answer", k.err)
+		}
 		f.err = fmt.Errorf("open orders-2: %w: it is like that", k.err)
 		_, err := c.Open(context.Background(), recoverRequest())
 		if !errors.Is(err, k.err) || !strings.Contains(err.Error(), "it is like that") {

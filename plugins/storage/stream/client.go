@@ -115,7 +115,6 @@ func (c *Client) take(p storage.Partition, o *storage.Opened) error {
 	if err != nil {
 		return fmt.Errorf("open %s: %w", p, err)
 	}
-	ch.lease = o.Lease.Epoch
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage"
@@ -57,7 +58,7 @@ func NewDir(o Options) *Dir {
 const reopenParallel = 32
 
 // Adopt makes p the plugin: every log is opened there, and goes on. A log that cannot be opened stops alone; an error
-// means that p is of no use.
+// means that p is of no use, and the logs wait for the next one.
 func (d *Dir) Adopt(ctx context.Context, p *lend.Plugin) error {
 	up := &instance{client: NewClient(p.Store), kill: p.Kill}
 	desc, err := up.client.Describe(ctx)
@@ -71,19 +72,7 @@ func (d *Dir) Adopt(ctx context.Context, p *lend.Plugin) error {
 		logs = append(logs, l)
 	}
 	d.mu.Unlock()
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, reopenParallel)
-	for _, l := range logs {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			if err := l.reopen(ctx, up); err != nil {
-				d.log.Error("partition stays down", "partition", l.part.String(), "err", err)
-			}
-		})
-	}
-	wg.Wait()
-	if err := ctx.Err(); err != nil {
+	if err := d.reopenAll(ctx, up, logs); err != nil {
 		up.client.Hangup()
 		return err
 	}
@@ -92,6 +81,27 @@ func (d *Dir) Adopt(ctx context.Context, p *lend.Plugin) error {
 	d.up = up
 	d.signalLocked()
 	return nil
+}
+
+func (d *Dir) reopenAll(ctx context.Context, up *instance, logs []*Log) error {
+	var all errgroup.Group
+	all.SetLimit(reopenParallel)
+	for _, l := range logs {
+		all.Go(func() error {
+			err := l.reopen(ctx, up)
+			if errors.Is(err, errReplaced) {
+				return err
+			}
+			if err != nil {
+				d.log.Error("partition stays down", "partition", l.part.String(), "err", err)
+			}
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 // Orphan says that the plugin is gone. Appends and reads wait for the next Adopt.
@@ -171,7 +181,7 @@ func (d *Dir) Open(ctx context.Context, part storage.Partition, o lend.OpenOptio
 			}
 			continue // replaced meanwhile
 		}
-		if isAnswer(err) || try == openTries || ctx.Err() != nil {
+		if storage.IsAnswer(err) || try >= openTries || ctx.Err() != nil {
 			return nil, nil, fmt.Errorf("open %s: %w", part, err)
 		}
 		d.log.Warn("partition is opened again", "partition", part.String(), "err", err)
@@ -197,19 +207,6 @@ func (d *Dir) remove(l *Log) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.logs, l)
-}
-
-// isAnswer reports whether the plugin itself said err: then it is alive.
-func isAnswer(err error) bool {
-	for _, known := range []error{
-		storage.ErrDataMissing, storage.ErrHeldMismatch, storage.ErrLeaseHeld, storage.ErrLeaseStale, storage.ErrQuarantined,
-		storage.ErrNotOpen, storage.ErrFull, storage.ErrFormat, storage.ErrOffsetOutOfRange,
-	} {
-		if errors.Is(err, known) {
-			return true
-		}
-	}
-	return false
 }
 
 // Delete removes the partition for good, open or not.

@@ -34,6 +34,7 @@ type Log struct {
 	at      *instance // where it is open
 	sending bool      // an append is under way: it settles what lies above end
 	down    error     // not nil: no appends
+	lost    int       // openings in a row that the plugin did not survive
 }
 
 // run is a stretch of the log, remembered for its timestamps and its size.
@@ -101,6 +102,9 @@ func (l *Log) reopen(ctx context.Context, up *instance) error {
 	}
 	l.mu.Unlock()
 	o, err := up.client.Open(ctx, l.request())
+	if l.outlived(ctx, err) {
+		return fmt.Errorf("re-open %s: %w: %w", l.part, errReplaced, err)
+	}
 	if err == nil && o.Lease.Next < l.End() {
 		err = fmt.Errorf("%w: log ends at %d, acknowledged up to %d", lend.ErrLostRecords, o.Lease.Next, l.End())
 	}
@@ -127,6 +131,22 @@ func (l *Log) reopen(ctx context.Context, up *instance) error {
 		l.reopened()
 	}
 	return nil
+}
+
+// errReplaced says that a plugin ended before it had opened a log.
+var errReplaced = errors.New("store was replaced meanwhile")
+
+// outlived reports whether err says that the plugin ended over the call: then the log waits for the next one. A log over
+// which several end in a row stops, and then the others go on.
+func (l *Log) outlived(ctx context.Context, err error) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil || ctx.Err() == nil && !errors.Is(err, storage.ErrGone) {
+		l.lost = 0
+		return false
+	}
+	l.lost++
+	return l.lost < openTries
 }
 
 // stop refuses appends from now on, for cause; a log that was closed stays so.
@@ -333,7 +353,7 @@ func (l *Log) Trim(ctx context.Context, to record.Offset) (record.Offset, error)
 	err := l.call(ctx, func(up *instance) error {
 		var err error
 		done, err = up.client.Trim(ctx, storage.TrimRequest{Partition: l.part, Instance: l.dir.instance, LogStart: to})
-		if err != nil && !isAnswer(err) {
+		if err != nil && !storage.IsAnswer(err) {
 			l.dir.replace(up, err)
 		}
 		return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"syscall"
 
@@ -20,8 +19,6 @@ const (
 	readBytes = 256 << 10
 	// extentBytesMax bounds an extent: it is held in memory until the peer has it.
 	extentBytesMax = 1 << 20
-	// sendPiece bounds one write to a peer, so that a slow one shows progress between two.
-	sendPiece = 256 << 10
 )
 
 var readBuffers = sync.Pool{New: func() any { b := make([]byte, readBytes); return &b }}
@@ -46,7 +43,7 @@ func (l *Log) read(ctx context.Context, off record.Offset, limit int64, into []b
 		switch {
 		case err == nil:
 			return batches, nil
-		case isAnswer(err), errors.Is(err, ErrFailed), errors.Is(err, ErrBadAnswer), ctx.Err() != nil:
+		case storage.IsAnswer(err), errors.Is(err, ErrFailed), errors.Is(err, ErrBadAnswer), ctx.Err() != nil:
 			return nil, err
 		}
 		l.dir.log.Warn("store is replaced; it is read again", "partition", l.part.String(), "offset", int64(off), "err", err)
@@ -128,22 +125,30 @@ func (r *Reader) fetch(ctx context.Context) error {
 
 // take cuts the next batch off the rest, and checks it and that it follows.
 func (r *Reader) take() (record.Batch, error) {
-	size, err := record.SizeOf(r.rest)
-	if err == nil && size > len(r.rest) {
-		err = record.ErrShort
-	}
+	b, err := first(r.rest)
 	if err != nil {
 		return nil, err
 	}
-	b := record.Batch(r.rest[:size])
 	if err := b.Check(); err != nil {
 		return b, err
 	}
 	if b.BaseOffset() > r.next {
 		return b, fmt.Errorf("batch begins at offset %d, expected %d", b.BaseOffset(), r.next)
 	}
-	r.rest = r.rest[size:]
+	r.rest = r.rest[len(b):]
 	return b, nil
+}
+
+// first is the batch that begins what was read, not checked.
+func first(batches []byte) (record.Batch, error) {
+	size, err := record.SizeOf(batches)
+	if err == nil && size > len(batches) {
+		err = record.ErrShort
+	}
+	if err != nil {
+		return nil, err
+	}
+	return record.Batch(batches[:size]), nil
 }
 
 // damaged remembers what is wrong, and where to go on: behind the batch, as far as its header can be believed.
@@ -197,32 +202,31 @@ func (l *Log) Extent(ctx context.Context, off, end record.Offset, limit int64) (
 		return nil, err
 	}
 	e := &Extent{base: -1}
-	first, last := 0, 0
+	from, to := 0, 0
 	for at := 0; at < len(batches); {
-		size, err := record.SizeOf(batches[at:])
-		if err != nil || size > len(batches)-at {
-			return nil, &lend.CorruptError{Partition: l.part, Segment: off, Position: int64(at), Offset: off, Err: errors.Join(err, record.ErrShort)}
+		b, err := first(batches[at:])
+		if err != nil {
+			return nil, &lend.CorruptError{Partition: l.part, Segment: off, Position: int64(at), Offset: off, Err: err}
 		}
-		b := record.Batch(batches[at : at+size])
 		if b.BaseOffset() >= end {
 			break
 		}
-		at += size
+		at += len(b)
 		switch {
 		case e.base < 0 && b.NextOffset() <= off:
-			first = at
+			from = at
 			continue
 		case e.base < 0 && b.BaseOffset() > off:
 			return nil, fmt.Errorf("%w: read %s@%d, got the batch of %d", ErrBadAnswer, l.part, off, b.BaseOffset())
 		case e.base < 0:
 			e.base = b.BaseOffset()
 		}
-		last = at
+		to = at
 	}
 	if e.base < 0 {
 		return nil, fmt.Errorf("%w: read %s@%d, got nothing of it", ErrBadAnswer, l.part, off)
 	}
-	e.bytes = batches[first:last]
+	e.bytes = batches[from:to]
 	return e, nil
 }
 
@@ -232,45 +236,9 @@ func (e *Extent) Place() (record.Offset, int64) { return e.base, int64(len(e.byt
 // Release does nothing: the memory goes with the extent.
 func (e *Extent) Release() {}
 
-// SendTo writes the extent to a connection. progress is called before each piece; it sets the write deadline.
+// SendTo writes the extent to a connection, as lend.Send does.
 func (e *Extent) SendTo(nc syscall.Conn, progress func() error) error {
-	raw, err := nc.SyscallConn()
-	if err != nil {
-		return err
-	}
-	for rest := e.bytes; len(rest) > 0; {
-		if err := progress(); err != nil {
-			return err
-		}
-		piece := rest[:min(len(rest), sendPiece)]
-		if err := write(raw, piece); err != nil {
-			return err
-		}
-		rest = rest[len(piece):]
-	}
-	return nil
-}
-
-// write writes all of p, and waits for the socket where it must.
-func write(raw syscall.RawConn, p []byte) (err error) {
-	waitErr := raw.Write(func(fd uintptr) bool {
-		for len(p) > 0 {
-			n, e := unix.Write(int(fd), p)
-			switch {
-			case n > 0:
-				p = p[n:]
-			case errors.Is(e, unix.EAGAIN):
-				return false
-			case errors.Is(e, unix.EINTR):
-			case e != nil:
-				err = e
-				return true
-			default:
-				err = io.ErrShortWrite
-				return true
-			}
-		}
-		return true
+	return lend.Send(nc, int64(len(e.bytes)), progress, func(sock int, at, n int64) (int, error) {
+		return unix.Write(sock, e.bytes[at:at+n])
 	})
-	return errors.Join(err, waitErr)
 }

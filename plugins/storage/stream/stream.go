@@ -53,7 +53,6 @@ func pair() (lent *os.File, served net.Conn, err error) {
 // channel is the core's end of one. It is used by one request at a time.
 type channel struct {
 	conn   net.Conn
-	lease  storage.LeaseEpoch // of one to append through
 	header [storeframe.RequestBytes]byte
 	parts  [2][]byte // of a frame; kept, so that sending allocates nothing
 	frame  net.Buffers

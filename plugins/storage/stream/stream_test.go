@@ -150,6 +150,55 @@ func TestAStoreThatLostRecordsStopsThatPartition(t *testing.T) {
 	}
 }
 
+// mortal is a plugin that ends when it is asked to open a log.
+type mortal struct{ storage.Plugin }
+
+func (mortal) Open(context.Context, storage.OpenRequest) (storage.Opened, error) {
+	return storage.Opened{}, fmt.Errorf("%w: open", storage.ErrGone)
+}
+
+func TestAPluginThatDiesInAdoptionStopsNoLog(t *testing.T) {
+	m := newMachine(t, newKeeper())
+	l := m.open(0)
+	put(t, l, "one")
+	adopt := func(p storage.Plugin) error {
+		return m.dir.Adopt(t.Context(), &lend.Plugin{Store: p, Kill: func(error) {}})
+	}
+	m.dir.Orphan()
+	waiting := make(chan error, 1)
+	m.started.Go(func() { waiting <- l.Append(t.Context(), group(l, "two")) })
+	for range 3 {
+		if err := adopt(mortal{m.server}); !errors.Is(err, storage.ErrGone) {
+			t.Errorf("adopted a plugin that is gone: %v", err)
+		}
+		if s := l.Stats(); s.Down != nil {
+			t.Errorf("stats %+v", s)
+		}
+	}
+	if err := errors.Join(adopt(m.server), <-waiting); err != nil {
+		t.Fatal(err)
+	}
+	put(t, l, "three")
+	wantContents(t, l, "one", "two", "three")
+
+	// A log that no plugin survives stops in the end, so that the others go on.
+	m.dir.Orphan()
+	for i := range openTries {
+		if err := adopt(mortal{m.server}); (err == nil) != (i == openTries-1) {
+			t.Fatalf("adoption %d: %v", i, err)
+		}
+	}
+	if s := l.Stats(); !errors.Is(s.Down, storage.ErrGone) {
+		t.Errorf("stats %+v", s)
+	}
+	m.dir.Orphan()
+	if err := adopt(m.server); err != nil {
+		t.Fatal(err)
+	}
+	put(t, l, "four")
+	wantContents(t, l, "one", "two", "three", "four")
+}
+
 func TestADamagedBatchIsReportedAndPassedOver(t *testing.T) {
 	k := newKeeper()
 	m := newMachine(t, k)

@@ -75,7 +75,7 @@ func (c *Cursor) Record(ctx context.Context, end record.Offset, r *record.Record
 				c.reader.Idle()
 			}
 			c.batch.Close()
-			return 0, false, c.beyond()
+			return 0, false, c.standAt(c.part.HighWatermark()) // it may have been made just when the log became shorter
 		}
 		if err := c.fetch(ctx, end); err != nil {
 			return 0, false, err
@@ -88,22 +88,16 @@ func (c *Cursor) fall(n uint64) error {
 	end, _ := c.part.FellSince(c.falls)
 	c.falls = n
 	c.Rest()
+	return c.standAt(end)
+}
+
+// standAt takes a cursor that stands beyond the log's end back to it, and says so.
+func (c *Cursor) standAt(end record.Offset) error {
 	if c.next <= end {
 		return nil
 	}
 	err := &partition.FellError{Partition: c.part.Name, End: end, Stood: c.next}
 	c.next = end
-	return err
-}
-
-// beyond is for a cursor that was made just when the log became shorter.
-func (c *Cursor) beyond() error {
-	hw := c.part.HighWatermark()
-	if c.next <= hw {
-		return nil
-	}
-	err := &partition.FellError{Partition: c.part.Name, End: hw, Stood: c.next}
-	c.next = hw
 	return err
 }
 
@@ -147,7 +141,8 @@ func (c *Cursor) Rest() {
 // Advance moves on to off, if that is ahead: what lay before is gone.
 func (c *Cursor) Advance(off record.Offset) {
 	if off > c.next {
-		c.next, c.reader, c.in = off, nil, false
+		c.Rest()
+		c.next = off
 	}
 }
 

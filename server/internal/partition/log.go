@@ -93,7 +93,7 @@ func (l lent) Extent(ctx context.Context, off, end record.Offset, limit int64) (
 	if err != nil {
 		return nil, err
 	}
-	return lentExtent{e}, nil
+	return e, nil
 }
 
 // Expire asks for a log of more than one segment only: retention takes whole segments, and never the active one.
@@ -124,7 +124,3 @@ func (l streamed) Extent(ctx context.Context, off, end record.Offset, limit int6
 	}
 	return e, nil
 }
-
-type lentExtent struct{ *lend.Extent }
-
-func (e lentExtent) Place() (record.Offset, int64) { return e.Base, e.Size }
