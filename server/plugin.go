@@ -85,7 +85,7 @@ func compose(p *sdk.Plugin, cfg pluginConfig) (err error) {
 			p.Storage = stream.Serve(a)
 		}
 	case "storage/memory":
-		p.Storage, err = memory.New(memory.Options{Data: cfg.Data, Cap: cfg.Memory, Logger: sdk.Logger()})
+		p.Storage, err = memory.New(memory.Options{Data: cfg.Data, Cap: cfg.Memory})
 	case "metadata/embedded":
 		p.Metadata, err = embedded.Open(embedded.Options{Path: filepath.Join(cfg.Data, "meta", "embedded.db"), Logger: sdk.Logger()})
 	case "metadata/zookeeper":

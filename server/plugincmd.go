@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -102,13 +103,7 @@ func testPlugin(args []string, stdout, stderr io.Writer) int {
 		o.Name, o.Command = f.file, []string{"/proc/self/exe", "plugin", f.kind, f.file}
 	} else {
 		kind, name := namedBy(f.file)
-		o.File = f.file
-		if o.Kind == "" {
-			o.Kind = kind
-		}
-		if o.Name == "" {
-			o.Name = name
-		}
+		o.File, o.Kind, o.Name = f.file, cmp.Or(o.Kind, kind), cmp.Or(o.Name, name)
 	}
 	if o.Kind == "" || o.Name == "" {
 		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin test: %s does not say kind and name; add --kind and --name\n", f.file)
@@ -207,13 +202,8 @@ func verifyPlugin(args []string, stdout, stderr io.Writer) int {
 		})
 		_, _ = fmt.Fprintf(stdout, "%s\n", line)
 	} else {
-		shown := func(s, otherwise string) string {
-			if s == "" {
-				return otherwise
-			}
-			return s
-		}
-		_, _ = fmt.Fprintf(stdout, "plugins:\n  dir: %q\n  %s:\n    %s:\n      sha256: %s\n", filepath.Dir(path), shown(kind, "KIND"), shown(name, "NAME"), exe.SHA256)
+		_, _ = fmt.Fprintf(stdout, "plugins:\n  dir: %q\n  %s:\n    %s:\n      sha256: %s\n",
+			filepath.Dir(path), cmp.Or(kind, "KIND"), cmp.Or(name, "NAME"), exe.SHA256)
 	}
 	if exe.Interpreter != "" {
 		_, _ = fmt.Fprintf(stderr, "warning: the file is a script, and its interpreter, %s, is not verified\n", exe.Interpreter)

@@ -125,11 +125,8 @@ func (p *program) reload(s *servers, b *broker.Broker) {
 	p.source.Accept(next)
 	p.level.Set(p.cfg.Log.Level)
 	s.lameDuck = p.cfg.Limits.LameDuck
-	b.Tune(broker.Creation{Auto: p.cfg.Topics.AutoCreate, Max: p.cfg.Topics.AutoCreateMax, Partitions: p.cfg.Topics.Partitions})
-	s.clients.Tune(conn.Tuning{
-		Connections: connections(p.cfg, p.log), Pending: p.cfg.Limits.Pending, WriteDeadline: p.cfg.Limits.WriteDeadline,
-		AutoCreate: p.cfg.Topics.AutoCreate, Subscriptions: p.cfg.Limits.Subscriptions,
-	})
+	b.Tune(creation(p.cfg))
+	s.clients.Tune(tuning(p.cfg, p.log))
 	for _, c := range next.Changes {
 		p.log.Info("configuration changed", "key", c.Key, "old", c.Old, "new", c.New)
 	}
@@ -286,10 +283,22 @@ func (s *servers) retire(signals <-chan os.Signal, log *slog.Logger) {
 func brokerOptions(cfg config.Config, data *datadir.Dir, log *slog.Logger) broker.Options {
 	return broker.Options{
 		Data: data, Plugin: []string{"/proc/self/exe", "plugin"}, Metadata: metadataOptions(cfg),
-		AutoCreate: cfg.Topics.AutoCreate, AutoCreateMax: cfg.Topics.AutoCreateMax, Partitions: cfg.Topics.Partitions,
-		Foreign: foreign(cfg), Breaker: broker.Breaker{Crashes: cfg.Plugins.BreakerCrashes, Window: cfg.Plugins.BreakerWindow},
+		Creation: creation(cfg),
+		Foreign:  foreign(cfg), Breaker: broker.Breaker{Crashes: cfg.Plugins.BreakerCrashes, Window: cfg.Plugins.BreakerWindow},
 		PublishTimeout: cfg.Limits.PublishTimeout,
 		SyncParallel:   cfg.Storage.SyncParallel, OpenFiles: openFiles(cfg), Reserve: cfg.Storage.Reserve, Memory: cfg.Storage.Memory, Logger: log,
+	}
+}
+
+// creation and tuning are what a reload may change.
+func creation(cfg config.Config) broker.Creation {
+	return broker.Creation{Auto: cfg.Topics.AutoCreate, Max: cfg.Topics.AutoCreateMax, Partitions: cfg.Topics.Partitions}
+}
+
+func tuning(cfg config.Config, log *slog.Logger) conn.Tuning {
+	return conn.Tuning{
+		Connections: connections(cfg, log), Pending: cfg.Limits.Pending, WriteDeadline: cfg.Limits.WriteDeadline,
+		AutoCreate: cfg.Topics.AutoCreate, Subscriptions: cfg.Limits.Subscriptions,
 	}
 }
 
@@ -340,11 +349,9 @@ func connections(cfg config.Config, log *slog.Logger) int {
 
 func connOptions(cfg config.Config, data *datadir.Dir, b *broker.Broker, log *slog.Logger) conn.Options {
 	return conn.Options{
-		Broker: b, Connections: connections(cfg, log),
+		Broker: b, Tuning: tuning(cfg, log),
 		Limits:  line.Limits{ControlLine: cfg.Limits.ControlLine, Payload: cfg.Limits.Payload},
-		Pending: cfg.Limits.Pending, WriteDeadline: cfg.Limits.WriteDeadline, Publish: cfg.Limits.PublishTimeout,
-		Live: cfg.LiveSubjects, AutoCreate: cfg.Topics.AutoCreate,
-		Subscriptions: cfg.Limits.Subscriptions, PingInterval: cfg.Limits.PingInterval,
+		Publish: cfg.Limits.PublishTimeout, Live: cfg.LiveSubjects, PingInterval: cfg.Limits.PingInterval,
 		Identity: conn.Identity{
 			ServerID: datadir.RandomID(), Name: fmt.Sprintf("trunkline-%d", data.BrokerID), Version: version,
 			Cluster: data.ClusterID, Broker: data.BrokerID, Advertise: cfg.Advertise,

@@ -1,7 +1,7 @@
 // Package broker is one broker: it owns the plugins, the log directory, the topics and their partitions. Connections
 // look topics up here and publish to, or read from, what they find.
 //
-// Start brings everything up in order and Close takes it down in reverse; between them Run keeps the plugins alive.
+// Start brings everything up and Close takes it down in reverse; between them the plugins are kept alive.
 // Changes to topics (create, delete, reconcile) happen one at a time; look-ups never wait for them.
 package broker
 
@@ -31,9 +31,7 @@ type Options struct {
 	Metadata       Metadata
 	Foreign        func() (Foreign, error) // asked at the start and at each reload; nil: there are no third parties' plugins
 	Breaker        Breaker
-	AutoCreate     bool
-	AutoCreateMax  int   // topics that publishes may bring about
-	Partitions     int32 // of a topic created without saying how many
+	Creation       Creation // until Tune says otherwise
 	PublishTimeout time.Duration
 	SyncParallel   int
 	OpenFiles      int
@@ -64,15 +62,15 @@ type Broker struct {
 	log  *slog.Logger
 	runs string // directory of the plugins' sockets
 
-	plugins map[string]*host.Supervisor // the metadata plugin and the default partitioner, by kind; immutable after New
-	stores  stores
-	meta    current[metadata.Store]
-	lenders lenders
-	foreign foreigners
-	ownHash func() string // of the server's binary; takes it once
+	metadataSup *host.Supervisor // immutable after New
+	meta        current[metadata.Store]
+	stores      stores
+	lenders     lenders
+	foreign     foreigners
+	ownHash     func() string // of the server's binary; takes it once
 
 	changes changes
-	// unsettled holds a token when a change has no known outcome, until topics are compared with metadata.
+	// unsettled holds a token when a change has no known outcome, or a plugin came back, until topics are compared with metadata.
 	unsettled chan struct{}
 	version   atomic.Uint64 // of topics; grows with mu held
 	mu        sync.RWMutex
@@ -92,7 +90,7 @@ func New(o Options) (*Broker, error) {
 		changes: changes{token: make(chan struct{}, 1), over: make(chan struct{})}, unsettled: make(chan struct{}, 1), ready: make(chan struct{}),
 		topics: make(map[string]*Topic), changed: make(chan struct{}),
 	}
-	b.Tune(Creation{o.AutoCreate, o.AutoCreateMax, o.Partitions})
+	b.Tune(o.Creation)
 	b.foreign.read, b.ownHash = o.Foreign, sync.OnceValue(hashOwn)
 	if err := b.foreign.refresh(); err != nil {
 		return nil, err
@@ -102,14 +100,12 @@ func New(o Options) (*Broker, error) {
 		return nil, fmt.Errorf("make a directory for plugin sockets: %w", err)
 	}
 	b.runs = runs
-	b.plugins = map[string]*host.Supervisor{
-		"metadata": b.metadataPlugin(),
-	}
+	b.metadataSup = b.metadataPlugin()
 	b.stores.instance, b.stores.all = datadir.RandomID(), make(map[string]*store)
 	b.stores.files = lend.NewBudget(o.OpenFiles)
 	b.newStoreLocked(catalog.DefaultStore)
 	b.lenders.all = make(map[string]*lender)
-	b.plugins["partitioner"] = b.newLenderLocked(defaultPartitioner).supervisor()
+	b.newLenderLocked(defaultPartitioner)
 	return b, nil
 }
 
@@ -130,11 +126,13 @@ func (b *Broker) Start(ctx context.Context) error {
 			return nil
 		})
 	}
-	for kind, p := range b.plugins {
-		start(kind, p, p.Run)
+	start(kindMetadata, b.metadataSup, b.metadataSup.Run)
+	for kind, d := range map[string]*onDemand{
+		kindStorage: &b.stores.all[catalog.DefaultStore].onDemand, kindPartitioner: &b.lenders.all[defaultPartitioner].onDemand,
+	} {
+		sup := d.supervisor()
+		start(kind, sup, func(ctx context.Context) error { return d.tend(ctx, sup) })
 	}
-	files := b.stores.all[catalog.DefaultStore]
-	start("storage", files.supervisor(), func(ctx context.Context) error { return files.run(ctx, files.supervisor()) })
 	err := starts.Wait()
 	b.run(started)
 	if err == nil {
@@ -213,14 +211,12 @@ func (c *current[T]) set(v T) {
 	}
 }
 
-// clear says that there is no client any more, and returns the one there was.
-func (c *current[T]) clear() (T, bool) {
+// clear says that there is no client any more.
+func (c *current[T]) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var none T
-	value, up := c.value, c.up
 	c.value, c.up = none, false
-	return value, up
 }
 
 // now returns the client, and false while there is none.

@@ -27,16 +27,21 @@ func (t *Topic) Choose(ctx context.Context, key []byte) (plan.ID, *errcode.Error
 // ChooseAll is Choose for all keys of a write, with one question to the plugin: to[i] is the partition of the i-th key.
 // keys is as it was on return.
 func (t *Topic) ChooseAll(ctx context.Context, keys *plan.Keys, to []plan.ID) *errcode.Error {
-	for i, key := range keys.All() {
+	for _, key := range keys.All() {
 		t.life.recent.note(key)
-		if t.called == nil {
-			to[i] = t.Plan.ForKey(key)
-		}
 	}
-	if t.called == nil || keys.Len() == 0 {
-		return nil
+	return t.places(ctx, keys, to)
+}
+
+// places is ChooseAll for keys that nobody publishes now.
+func (t *Topic) places(ctx context.Context, keys *plan.Keys, to []plan.ID) *errcode.Error {
+	if t.called != nil && keys.Len() > 0 {
+		return t.called.all(ctx, keys, to)
 	}
-	return t.called.all(ctx, keys, to)
+	for i, key := range keys.All() {
+		to[i] = t.Plan.ForKey(key)
+	}
+	return nil
 }
 
 // Called reports whether keys are asked for, so that it pays to ask for many at once by ChooseAll.

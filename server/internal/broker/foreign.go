@@ -107,7 +107,7 @@ func (f *foreigners) open(kind, name string) (*host.Executable, error) {
 
 // available are the names of the plugins of a kind that may be started, in order.
 func (b *Broker) available(kind string) []string {
-	names := slices.Clone(Shipped(kind))
+	names := Shipped(kind)
 	b.foreign.mu.Lock()
 	defer b.foreign.mu.Unlock()
 	for name := range b.foreign.now.Named[kind] {

@@ -61,11 +61,11 @@ func (b *Broker) metadataPlugin() *host.Supervisor {
 			}
 			// From here on the broker runs, with its backend or without.
 			claimed = true
-			b.meta.set(settling{store, b.unsettled})
+			b.meta.set(settling{store, b.unsettle})
 			b.reconcileLater()
 			return nil
 		},
-		OnDown: func(*host.Instance, error) { _, _ = b.meta.clear() },
+		OnDown: func(*host.Instance, error) { b.meta.clear() },
 	})
 }
 
@@ -129,22 +129,28 @@ func wait(ctx context.Context, d time.Duration) bool {
 // settling is a store that notes when a change has no known outcome, or did not get through where it was needed.
 type settling struct {
 	metadata.Store
-	unsettled chan<- struct{} // one is enough
+	unsettle func()
 }
 
 // Commit commits, and notes what came of it.
 func (s settling) Commit(ctx context.Context, t metadata.Txn) (metadata.Revision, error) {
 	rev, err := s.Store.Commit(ctx, t)
 	if mayCome(err) {
-		select {
-		case s.unsettled <- struct{}{}:
-		default:
-		}
+		s.unsettle()
 	}
 	return rev, err
 }
 
-// settle compares topics with metadata after changes of unknown outcome, as soon as metadata can be read again.
+// unsettle has topics compared with metadata in the background.
+func (b *Broker) unsettle() {
+	select {
+	case b.unsettled <- struct{}{}:
+	default: // one is enough
+	}
+}
+
+// settle compares topics with metadata after changes of unknown outcome, and when a plugin has come back, as soon as
+// metadata can be read again.
 func (b *Broker) settle(ctx context.Context) error {
 	select {
 	case <-b.ready:
@@ -157,11 +163,15 @@ func (b *Broker) settle(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		for {
+		for warned := false; ; {
 			err := b.reconcile(ctx)
 			if err == nil {
-				b.log.Info("topics are compared with metadata, after a change without known outcome")
+				b.log.Info("topics are compared with metadata")
 				break
+			}
+			if !warned {
+				warned = true
+				b.log.Warn("topics not compared with metadata; tried again", "err", err)
 			}
 			if !wait(ctx, settleEvery) {
 				return nil

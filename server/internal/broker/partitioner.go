@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/host"
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
@@ -33,16 +32,14 @@ type lenders struct {
 
 // lender is one partitioner plugin and who supervises it.
 type lender struct {
+	onDemand
 	name   string
 	broker *Broker
 	up     current[lending]
-	again  chan chan<- error // unbuffered: wakes keep between two tries; the answer has room
-	late   atomic.Int32      // calls in a row that were not answered in time
+	late   atomic.Int32 // calls in a row that were not answered in time
 
-	mu    sync.Mutex
-	sup   *host.Supervisor // the newest
-	fault error            // why the first start of the newest did not work
-	lent  []lending        // adopted and not given back: one, but while it is reloaded
+	lentMu sync.Mutex
+	lent   []lending // adopted and not given back: one, but while it is reloaded
 }
 
 // lending is a running instance of a partitioner.
@@ -51,15 +48,9 @@ type lending struct {
 	inst   *host.Instance
 }
 
-const (
-	// startAgainMin and startAgainMax bound the pause between tries to start a partitioner that did not start at all; once
-	// it has been up, its supervisor restarts it.
-	startAgainMin = 500 * time.Millisecond
-	startAgainMax = 30 * time.Second
-	// lateMax is how many late answers in a row show that a plugin hangs: its heartbeat may be well, since that asks
-	// another part of it.
-	lateMax = 20
-)
+// lateMax is how many late answers in a row show that a plugin hangs: its heartbeat may be well, since that asks another
+// part of it.
+const lateMax = 20
 
 // lender returns the partitioner of that name, which is started if it does not run yet, and need not be up.
 func (b *Broker) lender(name string) (*lender, *errcode.Error) {
@@ -77,95 +68,57 @@ func (b *Broker) lender(name string) (*lender, *errcode.Error) {
 }
 
 func (b *Broker) newLenderLocked(name string) *lender {
-	l := &lender{name: name, broker: b, again: make(chan chan<- error)}
+	l := &lender{name: name, broker: b}
+	l.onDemand = onDemand{
+		log: b.log.With("kind", kindPartitioner, "name", name), fresh: l.supervise, again: make(chan chan<- error),
+		tend: func(ctx context.Context, sup *host.Supervisor) error { return sup.Run(ctx) },
+	}
 	l.renew()
 	b.lenders.all[name] = l
 	return l
 }
 
-// renew makes a supervisor that has not started anything.
-func (l *lender) renew() *host.Supervisor {
-	sup := l.broker.supervise("partitioner", l.name, host.Spec{
+// supervise makes a supervisor that has not started anything.
+func (l *lender) supervise() *host.Supervisor {
+	return l.broker.supervise(kindPartitioner, l.name, host.Spec{
 		OnUp: func(ctx context.Context, inst *host.Instance) error {
 			up := lending{client: partitionerrpc.NewClient(inst.Conn()), inst: inst}
 			if _, err := up.client.Describe(ctx); err != nil {
 				return errors.Join(err, up.client.Close())
 			}
 			l.late.Store(0)
-			l.mu.Lock()
+			l.lentMu.Lock()
 			l.lent = append(l.lent, up)
-			l.mu.Unlock()
+			l.lentMu.Unlock()
 			l.up.set(up)
 			return nil
 		},
 		Overlap: true,
 		OnDown:  l.down,
 	})
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.sup, l.fault = sup, nil
-	return sup
 }
 
 // down closes the client of an instance that is gone or replaced. Calls under way are asked of its successor.
 func (l *lender) down(inst *host.Instance, _ error) {
-	l.mu.Lock()
+	l.lentMu.Lock()
 	i := slices.IndexFunc(l.lent, func(up lending) bool { return up.inst == inst })
 	gone := l.lent[i] // each instance that was adopted is given back once
 	l.lent = slices.Delete(l.lent, i, i+1)
 	rest := l.lent
-	l.mu.Unlock()
+	l.lentMu.Unlock()
 	if len(rest) > 0 {
 		l.up.set(rest[len(rest)-1])
 	} else {
-		_, _ = l.up.clear()
+		l.up.clear()
 	}
 	_ = gone.client.Close() // never fails
-}
-
-// keep runs the plugin until ctx ends.
-func (l *lender) keep(ctx context.Context) error {
-	sup, pause := l.supervisor(), startAgainMin
-	var answer chan<- error
-	for {
-		err := sup.Start(ctx)
-		if answer != nil {
-			answer <- err
-		}
-		if err == nil {
-			return sup.Run(ctx)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		l.broker.log.Warn("partitioner did not start; tried again", "name", l.name, "err", err)
-		l.mu.Lock()
-		l.fault = err
-		l.mu.Unlock()
-		var goOn bool
-		if answer, goOn = pauseOr(ctx, pause, l.again); !goOn {
-			return nil
-		}
-		pause = min(2*pause, startAgainMax)
-		sup = l.renew()
-	}
-}
-
-func (l *lender) supervisor() *host.Supervisor {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.sup
 }
 
 // get waits for the plugin until ctx ends, and then says why it is not up where that is known.
 func (l *lender) get(ctx context.Context) (lending, error) {
 	up, err := l.up.get(ctx)
 	if err != nil {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if l.fault != nil {
-			return up, l.fault
-		}
+		err = l.why(err)
 	}
 	return up, err
 }
@@ -180,9 +133,7 @@ func (l *lender) assign(ctx context.Context, r partitioner.AssignRequest, to []p
 	for try := 0; try < assignTries; {
 		up, ok := l.up.now()
 		if !ok {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			return errors.Join(errNoPartitioner, l.fault)
+			return errors.Join(errNoPartitioner, l.why(nil))
 		}
 		err = up.client.Assign(ctx, r, to)
 		if errors.Is(err, partitionerrpc.ErrUnavailable) && ctx.Err() == nil && l.replaced(up) {

@@ -1,13 +1,16 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/host"
@@ -75,7 +78,7 @@ func (b *Broker) supervisor(kind, name string) *host.Supervisor {
 			return l.supervisor()
 		}
 	case kindMetadata:
-		return b.plugins[kind]
+		return b.metadataSup
 	}
 	return nil
 }
@@ -116,7 +119,7 @@ func (b *Broker) ReloadPlugin(ctx context.Context, kind, name string) *errcode.E
 	case kindPartitioner:
 		err = b.reloadLender(ctx, name)
 	default:
-		err = b.plugins[kind].Reload(ctx)
+		err = b.metadataSup.Reload(ctx)
 	}
 	if err != nil {
 		return errcode.Wrap(errcode.PluginNotReplaced, err, fmt.Sprintf("plugin %s/%s was not replaced: %v", kind, name, err), "PLUGIN INFO tells how it is now")
@@ -125,21 +128,88 @@ func (b *Broker) ReloadPlugin(ctx context.Context, kind, name string) *errcode.E
 	return nil
 }
 
+// onDemand starts a plugin that a topic wants, again and again until it has been up; then its supervisor restarts it.
+type onDemand struct {
+	log   *slog.Logger
+	fresh func() *host.Supervisor                               // makes one that has not started anything
+	tend  func(ctx context.Context, sup *host.Supervisor) error // runs what was started until ctx ends
+	again chan chan<- error                                     // unbuffered: wakes keep between two tries; the answer has room
+
+	mu    sync.Mutex
+	sup   *host.Supervisor // the newest
+	fault error            // why the first start of the newest did not work
+}
+
+const (
+	// startAgainMin and startAgainMax bound the pause between tries to start a plugin that did not start at all.
+	startAgainMin = 500 * time.Millisecond
+	startAgainMax = 30 * time.Second
+)
+
+// renew puts a supervisor in place that has not started anything.
+func (d *onDemand) renew() *host.Supervisor {
+	sup := d.fresh()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sup, d.fault = sup, nil
+	return sup
+}
+
+func (d *onDemand) supervisor() *host.Supervisor {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.sup
+}
+
+// why says why the plugin did not start, and err where that is not known.
+func (d *onDemand) why(err error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return cmp.Or(d.fault, err)
+}
+
+// keep runs the plugin until ctx ends.
+func (d *onDemand) keep(ctx context.Context) error {
+	sup, pause := d.supervisor(), startAgainMin
+	var answer chan<- error
+	for {
+		err := sup.Start(ctx)
+		if answer != nil {
+			answer <- err
+		}
+		if err == nil {
+			return d.tend(ctx, sup)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		d.log.Warn("plugin did not start; tried again", "err", err)
+		d.mu.Lock()
+		d.fault = err
+		d.mu.Unlock()
+		var goOn bool
+		if answer, goOn = pauseOr(ctx, pause, d.again); !goOn {
+			return nil
+		}
+		pause = min(2*pause, startAgainMax)
+		sup = d.renew()
+	}
+}
+
 // lookAgain is how long a reload waits before it looks again for who starts the plugin.
 const lookAgain = 20 * time.Millisecond
 
-// reload replaces the process of a plugin that is started on demand: newest is its present supervisor, and again is
-// where whoever starts it listens between two tries.
-func reload(ctx context.Context, newest func() *host.Supervisor, again chan<- chan<- error) error {
+// reload replaces the process of the plugin.
+func (d *onDemand) reload(ctx context.Context) error {
 	for {
-		err := newest().Reload(ctx)
+		err := d.supervisor().Reload(ctx)
 		if !errors.Is(err, host.ErrStopped) {
 			return err
 		}
 		answer := make(chan error, 1)
 		timer := time.NewTimer(lookAgain)
 		select {
-		case again <- answer:
+		case d.again <- answer:
 			timer.Stop()
 			select {
 			case err := <-answer:
@@ -180,7 +250,7 @@ func (b *Broker) reloadStore(ctx context.Context, name string) error {
 		_, err := s.get(ctx)
 		return err
 	}
-	return reload(ctx, s.supervisor, s.again)
+	return s.reload(ctx)
 }
 
 func (b *Broker) reloadLender(ctx context.Context, name string) error {
@@ -193,5 +263,5 @@ func (b *Broker) reloadLender(ctx context.Context, name string) error {
 		_, err := l.get(ctx)
 		return err
 	}
-	return reload(ctx, l.supervisor, l.again)
+	return l.reload(ctx)
 }

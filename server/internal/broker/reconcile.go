@@ -79,20 +79,14 @@ func (b *Broker) serveAllLocked(ctx context.Context, store metadata.Store, topic
 	return nil
 }
 
-// reconcileLater reconciles in the background, after a plugin of metadata or storage came back. Before the first start is done there
-// is nothing to settle.
+// reconcileLater reconciles in the background, after a plugin of metadata or storage came back. Before the first start is
+// done there is nothing to settle.
 func (b *Broker) reconcileLater() {
 	select {
 	case <-b.ready:
+		b.unsettle()
 	default:
-		return
 	}
-	b.tasks.Go(func() error {
-		if err := b.reconcile(context.Background()); err != nil {
-			b.log.Warn("topics not compared with metadata", "err", err)
-		}
-		return nil
-	})
 }
 
 // serveLocked opens the partitions of a topic, marks it live if it was being created, and publishes it to look-ups. A

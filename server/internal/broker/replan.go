@@ -129,7 +129,7 @@ func (b *Broker) mayMove(ctx context.Context, t *Topic, next plan.Plan, accepted
 
 // moved counts the keys that next sends elsewhere.
 func (b *Broker) moved(ctx context.Context, t *Topic, next plan.Plan, keys *plan.Keys) (int, error) {
-	then := &Topic{life: &life{}}
+	then := &Topic{}
 	var err error
 	if then.Plan, err = plan.NewEvaluator(next); err != nil {
 		return 0, err
@@ -138,10 +138,10 @@ func (b *Broker) moved(ctx context.Context, t *Topic, next plan.Plan, keys *plan
 		then.called = b.newCalled(t.Meta.Name, next)
 	}
 	from, to := make([]plan.ID, keys.Len()), make([]plan.ID, keys.Len())
-	if err := t.ChooseAll(ctx, keys, from); err != nil {
+	if err := t.places(ctx, keys, from); err != nil {
 		return 0, err
 	}
-	if err := then.ChooseAll(ctx, keys, to); err != nil {
+	if err := then.places(ctx, keys, to); err != nil {
 		return 0, err
 	}
 	n := 0

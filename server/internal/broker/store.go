@@ -93,15 +93,11 @@ type stores struct {
 
 // store is one storage plugin, who supervises it, and what the core holds of it.
 type store struct {
+	onDemand
 	name   string
 	broker *Broker
 	engine current[engine] // from when the plugin has first said what it is; then for good
 	inst   current[*host.Instance]
-	again  chan chan<- error // unbuffered: wakes keep between two tries; the answer has room
-
-	mu    sync.Mutex
-	sup   *host.Supervisor // the newest
-	fault error            // why the first start of the newest did not work
 }
 
 // knownStore refuses the name of a store that there is none of.
@@ -125,7 +121,10 @@ func (b *Broker) store(name string) (*store, *errcode.Error) {
 }
 
 func (b *Broker) newStoreLocked(name string) *store {
-	s := &store{name: name, broker: b, again: make(chan chan<- error)}
+	s := &store{name: name, broker: b}
+	s.onDemand = onDemand{
+		log: b.log.With("kind", kindStorage, "name", name), fresh: s.supervise, tend: s.run, again: make(chan chan<- error),
+	}
 	s.renew()
 	b.stores.all[name] = s
 	return s
@@ -149,21 +148,14 @@ func (s *store) get(ctx context.Context) (engine, error) {
 	if e, ok := s.engine.now(); ok {
 		return e, nil
 	}
-	s.mu.Lock()
-	fault := s.fault
-	s.mu.Unlock()
-	if fault != nil {
+	if fault := s.why(nil); fault != nil {
 		return nil, fault
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	e, err := s.engine.get(ctx)
 	if err != nil {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.fault != nil {
-			return nil, s.fault
-		}
+		err = s.why(err)
 	}
 	return e, err
 }
@@ -181,9 +173,9 @@ func (b *Broker) storeConfig(name string) []byte {
 	return text
 }
 
-// renew makes a supervisor that has not started anything. The plugin inherits the socket that descriptors travel
+// supervise makes a supervisor that has not started anything. The plugin inherits the socket that descriptors travel
 // through and the directory's lock.
-func (s *store) renew() *host.Supervisor {
+func (s *store) supervise() *host.Supervisor {
 	b := s.broker
 	var sock *storagerpc.Socket // of the instance being started or running; touched by the supervisor's goroutine only
 	closeSocket := func() {
@@ -192,7 +184,7 @@ func (s *store) renew() *host.Supervisor {
 			sock = nil
 		}
 	}
-	sup := b.supervise("storage", s.name, host.Spec{
+	return b.supervise(kindStorage, s.name, host.Spec{
 		Config: b.storeConfig(s.name),
 		Files: func() ([]*os.File, error) {
 			closeSocket()
@@ -214,17 +206,13 @@ func (s *store) renew() *host.Supervisor {
 			return s.adopt(ctx, inst, sock)
 		},
 		OnDown: func(*host.Instance, error) {
-			_, _ = s.inst.clear()
+			s.inst.clear()
 			if e, ok := s.engine.now(); ok {
 				e.Orphan()
 			}
 			closeSocket()
 		},
 	})
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.sup, s.fault = sup, nil
-	return sup
 }
 
 // adopt hands the core's side over to a new instance.
@@ -272,34 +260,6 @@ func (s *store) newEngine(d storage.Description) engine {
 	})}
 }
 
-// keep runs the plugin until ctx ends.
-func (s *store) keep(ctx context.Context) error {
-	sup, pause := s.supervisor(), startAgainMin
-	var answer chan<- error
-	for {
-		err := sup.Start(ctx)
-		if answer != nil {
-			answer <- err
-		}
-		if err == nil {
-			return s.run(ctx, sup)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		s.broker.log.Warn("store did not start; tried again", "name", s.name, "err", err)
-		s.mu.Lock()
-		s.fault = err
-		s.mu.Unlock()
-		var goOn bool
-		if answer, goOn = pauseOr(ctx, pause, s.again); !goOn {
-			return nil
-		}
-		pause = min(2*pause, startAgainMax)
-		sup = s.renew()
-	}
-}
-
 // run looks after a plugin that has been started, and after what the core holds of it, until ctx ends.
 func (s *store) run(ctx context.Context, sup *host.Supervisor) error {
 	e, _ := s.engine.now()
@@ -307,12 +267,6 @@ func (s *store) run(ctx context.Context, sup *host.Supervisor) error {
 	tasks.Go(func() error { return e.Run(ctx) })
 	tasks.Go(func() error { return s.watchFence(ctx, e) })
 	return errors.Join(sup.Run(ctx), tasks.Wait())
-}
-
-func (s *store) supervisor() *host.Supervisor {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.sup
 }
 
 // watchFence kills the plugin when its log directory is fenced, so that its descriptors are closed too; its successor

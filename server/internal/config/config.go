@@ -1,5 +1,5 @@
 // Package config makes one checked Config out of flags, environment, a YAML file and defaults, in this order of
-// precedence. Load reports every fault at once, so that an operator mends a file in one round.
+// precedence. Open reports every fault at once, so that an operator mends a file in one round.
 //
 // It is the only package that knows viper. It reads the configuration file and nothing else: whether a directory can be
 // written or a port is free, the server finds out.
@@ -83,7 +83,7 @@ type LameDuck struct {
 // Storage bounds what the log may take of the machine.
 type Storage struct {
 	SyncParallel int
-	OpenFiles    int   // descriptors for segments; 0: half of what the process's own limit leaves
+	OpenFiles    int   // descriptors for segments; 0: what connections leave of the process's own limit
 	Reserve      int64 // bytes; -1: the store decides
 	Memory       int64 // bytes that topics in memory may hold together
 }
@@ -124,13 +124,6 @@ func newLoader() *loader {
 
 func (l *loader) fault(format string, args ...any) {
 	l.faults = append(l.faults, fmt.Sprintf(format, args...))
-}
-
-// Load reads args, the command line without the program's name, env, as os.Environ gives it, and the file that they
-// name. The error is ErrHelp or an *Error.
-func Load(args, env []string) (Config, error) {
-	c, _, err := loadAll(args, env)
-	return c, err
 }
 
 func loadAll(args, env []string) (Config, *loader, error) {

@@ -46,6 +46,11 @@ func defaults() Config {
 	}
 }
 
+func open(args, env []string) (Config, error) {
+	c, _, err := Open(args, env)
+	return c, err
+}
+
 // load loads from args, env and a file with the given text; an empty text is no file.
 func load(t *testing.T, file string, args, env []string) (Config, error) {
 	t.Helper()
@@ -56,11 +61,11 @@ func load(t *testing.T, file string, args, env []string) (Config, error) {
 		}
 		args = append([]string{"-c", path}, args...)
 	}
-	return Load(args, env)
+	return open(args, env)
 }
 
 func TestDefaults(t *testing.T) {
-	got, err := Load(nil, []string{"PATH=/bin", "HOME=/"})
+	got, err := open(nil, []string{"PATH=/bin", "HOME=/"})
 	if diff := cmp.Diff(defaults(), got); diff != "" || err != nil {
 		t.Errorf("%v\n%s", err, diff)
 	}
@@ -70,7 +75,7 @@ func TestConfFilesSayTheDefaults(t *testing.T) {
 	for _, file := range []string{fullFile, minimalFile} {
 		want := defaults()
 		want.File = file
-		got, err := Load([]string{"-c", file}, nil)
+		got, err := open([]string{"-c", file}, nil)
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Errorf("%s: %v\n%s", file, err, diff)
 		}
@@ -179,11 +184,11 @@ log: {level: debug, format: json}
 	if len(env) != len(keys()) {
 		t.Errorf("%d variables for %d keys", len(env), len(keys()))
 	}
-	got, err = Load(nil, env)
+	got, err = open(nil, env)
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("environment: %v\n%s", err, diff)
 	}
-	got, err = Load([]string{"-t", "--data", "/d", "--listen", "[::1]:0", "--http", "-", "--advertise", "broker.example:8765", "--broker-id", "7", "--metadata", "zookeeper", "--zookeeper", "zk1:2181,zk2:2181"}, env[7:])
+	got, err = open([]string{"-t", "--data", "/d", "--listen", "[::1]:0", "--http", "-", "--advertise", "broker.example:8765", "--broker-id", "7", "--metadata", "zookeeper", "--zookeeper", "zk1:2181,zk2:2181"}, env[7:])
 	want.Test = true
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("flags: %v\n%s", err, diff)
@@ -263,7 +268,7 @@ func TestFaults(t *testing.T) {
 }
 
 func TestNamedServersAreAWishForZookeeper(t *testing.T) {
-	c, err := Load([]string{"--zookeeper", "zk1:2181"}, nil)
+	c, err := open([]string{"--zookeeper", "zk1:2181"}, nil)
 	if err != nil || c.Metadata != MetadataZookeeper {
 		t.Errorf("metadata is %q, %v", c.Metadata, err)
 	}
@@ -305,7 +310,7 @@ func TestFileIsFoundWhereNoneIsNamed(t *testing.T) {
 		return path
 	}
 	home := []string{"HOME=" + filepath.Join(dir, "home")}
-	if c, err := Load(nil, home); c.File != "" || err != nil {
+	if c, err := open(nil, home); c.File != "" || err != nil {
 		t.Errorf("read %q, %v", c.File, err)
 	}
 	steps := []struct{ path, listen string }{
@@ -314,22 +319,22 @@ func TestFileIsFoundWhereNoneIsNamed(t *testing.T) {
 	}
 	xdg := append([]string{"XDG_CONFIG_HOME=" + filepath.Join(dir, "xdg")}, home...)
 	for i, env := range [][]string{home, xdg} {
-		if c, err := Load(nil, env); c.File != steps[i].path || c.Listen != steps[i].listen || err != nil {
+		if c, err := open(nil, env); c.File != steps[i].path || c.Listen != steps[i].listen || err != nil {
 			t.Errorf("read %q: %+v, %v", c.File, c.Listen, err)
 		}
 	}
 	write("trunkline.yaml", "h:3")
-	if c, err := Load(nil, xdg); c.File != "trunkline.yaml" || c.Listen != "h:3" || err != nil {
+	if c, err := open(nil, xdg); c.File != "trunkline.yaml" || c.Listen != "h:3" || err != nil {
 		t.Errorf("read %q, %v", c.File, err)
 	}
 	named := append([]string{"TRUNKLINE_CONFIG=" + write(filepath.Join(dir, "other.yaml"), "h:4")}, xdg...)
-	if c, err := Load(nil, named); c.Listen != "h:4" || err != nil || len(c.Warnings) != 0 {
+	if c, err := open(nil, named); c.Listen != "h:4" || err != nil || len(c.Warnings) != 0 {
 		t.Errorf("read %q, %v, %q", c.File, err, c.Warnings)
 	}
-	if c, err := Load([]string{"-c", write(filepath.Join(dir, "flag.yaml"), "h:5")}, named); c.Listen != "h:5" || err != nil {
+	if c, err := open([]string{"-c", write(filepath.Join(dir, "flag.yaml"), "h:5")}, named); c.Listen != "h:5" || err != nil {
 		t.Errorf("read %q, %v", c.File, err)
 	}
-	if _, err := Load(nil, []string{"TRUNKLINE_CONFIG=" + filepath.Join(dir, "gone.yaml")}); err == nil || !strings.Contains(err.Error(), "gone.yaml") {
+	if _, err := open(nil, []string{"TRUNKLINE_CONFIG=" + filepath.Join(dir, "gone.yaml")}); err == nil || !strings.Contains(err.Error(), "gone.yaml") {
 		t.Error(err)
 	}
 }
@@ -341,7 +346,7 @@ func TestAGroupWithoutKeysIsNothing(t *testing.T) {
 }
 
 func TestUnknownVariablesWarn(t *testing.T) {
-	c, err := Load(nil, []string{"TRUNKLINE_URL=x", "TRUNKLINE_CONTEXT=x", "TRUNKLINE_TEST_REQUIRE=1", "TRUNKLINE_LISTN=secret", "TRUNKLINE_", "TRUNKLINEX=1", "OTHER_LISTEN=1"})
+	c, err := open(nil, []string{"TRUNKLINE_URL=x", "TRUNKLINE_CONTEXT=x", "TRUNKLINE_TEST_REQUIRE=1", "TRUNKLINE_LISTN=secret", "TRUNKLINE_", "TRUNKLINEX=1", "OTHER_LISTEN=1"})
 	if err != nil || len(c.Warnings) != 2 || !strings.Contains(c.Warnings[0], "TRUNKLINE_LISTN is not known") || !strings.Contains(c.Warnings[0], "listen?") ||
 		strings.Contains(strings.Join(c.Warnings, ""), "secret") {
 		t.Errorf("%q, %v", c.Warnings, err)
@@ -350,7 +355,7 @@ func TestUnknownVariablesWarn(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	for _, arg := range []string{"-h", "--help"} {
-		if _, err := Load([]string{arg}, nil); !errors.Is(err, ErrHelp) {
+		if _, err := open([]string{arg}, nil); !errors.Is(err, ErrHelp) {
 			t.Errorf("%s: %v", arg, err)
 		}
 	}

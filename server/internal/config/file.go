@@ -82,7 +82,6 @@ func (l *loader) readFile(path string) {
 	default:
 		r.faultAt(root.Line, "the file is no group of keys; write key: value, one a line")
 	}
-	l.readPlugins(path)
 }
 
 // syntaxFault gives what the parser says the form of all other faults.
@@ -132,8 +131,10 @@ const deepest = 6
 func (r *fileReader) key(name string, line int, value *yaml.Node) {
 	null := value.Kind == yaml.ScalarNode && value.Tag == "!!null"
 	mapping := value.Kind == yaml.MappingNode
+	kind, below := strings.CutPrefix(name, "plugins.")
 	switch {
-	case ofPlugins(name): // readPlugins reads it
+	case below && slices.Contains(pluginKinds(), kind):
+		r.readPlugins(kind, value)
 	case r.known(name) && null:
 		r.faultAt(line, "%s has no value; write one, or leave the key out", name)
 	case mapping && len(value.Content) > 0 && strings.Count(name, ".") < deepest:
@@ -161,11 +162,4 @@ func (r *fileReader) value(name string, line int, n *yaml.Node) {
 	r.values.Set(name, value)
 	r.origin[name] = r.path + ":" + strconv.Itoa(line)
 	r.inFile[name] = true
-}
-
-// ofPlugins reports whether a key names a plugin or is below one that does.
-func ofPlugins(name string) bool {
-	rest, ok := strings.CutPrefix(name, "plugins.")
-	kind, _, _ := strings.Cut(rest, ".")
-	return ok && slices.Contains(pluginKinds(), kind)
 }

@@ -88,11 +88,12 @@ func keys() []key {
 
 		{"storage.sync_parallel", 64, "", "How many partitions are synced at a time.",
 			count(func(c *Config) *int { return &c.Storage.SyncParallel }, 1, 1024)},
-		{"storage.open_files", 0, "", "How many segments of a store may be open, active and sealed ones; beyond it, idle partitions are parked. 0 takes half of what the process's limit leaves.",
+		{"storage.open_files", 0, "", "How many segments of all stores may be open, active and sealed ones; beyond it, idle partitions are parked. 0 takes what limits.connections leaves of the process's limit, at most half of that and at least 64.",
 			count(func(c *Config) *int { return &c.Storage.OpenFiles }, 0, 10_000_000)},
 		{"storage.reserve", "auto", "", "What is kept free for the store's own files when the disk is full; auto is 64MiB or 1/16 of the file system, whichever is less; 0 is none.",
 			reserve()},
-		{"storage.memory", "256MiB", "", "What topics with storage=memory may hold together. A segment that does not fit is refused: STORAGE_FULL.", memory()},
+		{"storage.memory", "256MiB", "", "What topics with storage=memory may hold together. A segment that does not fit is refused: STORAGE_FULL.",
+			size(func(c *Config) *int64 { return &c.Storage.Memory }, 1<<20, 1<<40)},
 	}, pluginKeys(), []key{
 		{"log.level", "info", "", "What is logged to stderr: this and what is graver.", level()},
 		{"log.format", "auto", "", "How it is logged: console is for people, json and text are for programs; auto is console on a terminal, else json.",
@@ -247,7 +248,7 @@ func count[T int | int32](at func(*Config) *T, lo, hi int64) kind {
 	})
 }
 
-func size(at func(*Config) *int, lo, hi int64) kind {
+func size[T int | int64](at func(*Config) *T, lo, hi int64) kind {
 	bounds := address.FormatBytes(lo) + " to " + address.FormatBytes(hi)
 	return parsed(bounds, func(c *Config, s string) error {
 		n, err := address.ParseBytes(s)
@@ -257,7 +258,7 @@ func size(at func(*Config) *int, lo, hi int64) kind {
 		if n < lo || n > hi {
 			return fmt.Errorf("%q is not a size from %s", s, bounds)
 		}
-		*at(c) = int(n)
+		*at(c) = T(n)
 		return nil
 	})
 }
@@ -280,22 +281,6 @@ func reserve() kind {
 			return fmt.Errorf("%q is not auto or a size from 0B to 1TiB", s)
 		}
 		c.Storage.Reserve = n
-		return nil
-	})
-}
-
-// memory reads what topics in memory may hold.
-func memory() kind {
-	const lo, hi = 1 << 20, 1 << 40
-	return parsed("1MiB to 1TiB", func(c *Config, s string) error {
-		n, err := address.ParseBytes(s)
-		if err != nil {
-			return plain(err)
-		}
-		if n < lo || n > hi {
-			return fmt.Errorf("%q is not a size from 1MiB to 1TiB", s)
-		}
-		c.Storage.Memory = n
 		return nil
 	})
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -57,40 +56,24 @@ func pluginKeys() []key {
 	}
 }
 
-// readPlugins reads what the file says of named plugins. It reads the YAML itself: a plugin's configuration is its own,
-// and the case of its keys matters.
-func (l *loader) readPlugins(path string) {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return // it was told already
+// readPlugins reads what the file says below plugins.<kind>. A plugin's configuration is its own, and the case of its keys
+// matters.
+func (r *fileReader) readPlugins(kind string, group *yaml.Node) {
+	var named map[string]yaml.Node
+	if err := group.Decode(&named); err != nil {
+		r.faultAt(group.Line, "plugins.%s is to be a group of plugins by name", kind)
+		return
 	}
-	var file struct {
-		Plugins map[string]yaml.Node `yaml:"plugins"`
-	}
-	if yaml.Unmarshal(raw, &file) != nil {
-		return // plugins is no group, or the file is no YAML: that was told already
-	}
-	for _, kind := range pluginKinds() {
-		node, ok := file.Plugins[kind]
-		if !ok {
+	for _, name := range slices.Sorted(maps.Keys(named)) {
+		p, err := readPlugin(name, named[name])
+		if err != nil {
+			r.faultAt(named[name].Line, "plugins.%s.%s: %v", kind, clipped(name), err)
 			continue
 		}
-		var named map[string]yaml.Node
-		if err := node.Decode(&named); err != nil {
-			l.fault("%s:%d: plugins.%s is to be a group of plugins by name", path, node.Line, kind)
-			continue
+		if r.plugins[kind] == nil {
+			r.plugins[kind] = map[string]Plugin{}
 		}
-		for _, name := range slices.Sorted(maps.Keys(named)) {
-			p, err := readPlugin(name, named[name])
-			if err != nil {
-				l.fault("%s:%d: plugins.%s.%s: %v", path, named[name].Line, kind, clipped(name), err)
-				continue
-			}
-			if l.plugins[kind] == nil {
-				l.plugins[kind] = map[string]Plugin{}
-			}
-			l.plugins[kind][name] = p
-		}
+		r.plugins[kind][name] = p
 	}
 }
 

@@ -57,6 +57,8 @@ func TestFaultsOfNamedPluginsAreAllTold(t *testing.T) {
 		"a name too long":      {"plugins: {dir: /p, partitioner: {" + strings.Repeat("x", 25) + ": {sha256: " + pin + "}}}", "a plugin's name has"},
 		"a kind misspelt":      {"plugins: {dir: /p, partitoner: {a: {sha256: " + pin + "}}}", "unknown key plugins.partitoner"},
 		"a kind of no plugins": {"plugins: {dir: /p, partitioner: mine}", "group"},
+		"in one line":          {"plugins.partitioner.a: {sha256: " + pin + "}", "unknown key plugins.partitioner.a"},
+		"in capitals":          {"Plugins: {Partitioner: {a: {sha256: abc}}}", "plugins.partitioner.a: sha256 abc is not"},
 		"metadata not there":   {"metadata: raft", "no plugins.metadata.raft is configured"},
 	} {
 		if _, err := load(t, test.file, nil, nil); err == nil || !strings.Contains(err.Error(), test.says) {

@@ -33,7 +33,8 @@ type Reading struct {
 	said    map[string]string
 }
 
-// Open is Load, and returns what reads the same again besides.
+// Open reads args, the command line without the program's name, env, as os.Environ gives it, and the file that they name.
+// The Source reads the same again. The error is ErrHelp or an *Error.
 func Open(args, env []string) (Config, *Source, error) {
 	c, l, err := loadAll(args, env)
 	if err != nil {

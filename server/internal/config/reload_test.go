@@ -69,7 +69,7 @@ func TestShownConfigurationIsOneThatCanBeRead(t *testing.T) {
 	if strings.Contains(text, "secret") {
 		t.Error("it tells a secret")
 	}
-	want, err := Load([]string{"-c", path, "--http", "-"}, []string{"TRUNKLINE_LOG_LEVEL=warn"})
+	want, err := open([]string{"-c", path, "--http", "-"}, []string{"TRUNKLINE_LOG_LEVEL=warn"})
 	if err != nil {
 		t.Fatal(err)
 	}

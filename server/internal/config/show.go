@@ -18,7 +18,7 @@ type entry struct {
 }
 
 // Show returns the configuration that args, env and the file make, as a file; with origin it says of every value where it
-// comes from. Secrets are left out. The errors are those of Load.
+// comes from. Secrets are left out. The errors are those of Open.
 func Show(args, env []string, origin bool) (string, error) {
 	c, l, err := loadAll(args, env)
 	if err != nil {

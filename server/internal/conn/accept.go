@@ -1,7 +1,8 @@
 // Package conn serves the line protocol: it accepts connections, reads commands, routes records to partitions, answers
 // in order, and feeds subscriptions from the log.
 //
-// A connection has a reader (the goroutine that serves it), a writer, and one goroutine a subscription. The path of a
+// A connection has a reader (the goroutine that serves it), a writer, and one goroutine for each topic of a subscription
+// and for each FETCH. The path of a
 // published record through it is accept, read, publish, and, after the commit, answer.
 package conn
 
@@ -25,28 +26,24 @@ import (
 
 // Options configure a Server.
 type Options struct {
-	Broker        *broker.Broker
-	Connections   int // at once
-	Limits        line.Limits
-	Pending       int           // bytes waiting for a peer
-	WriteDeadline time.Duration // how long a peer may accept nothing
-	Publish       time.Duration // how long a publish may wait for its outcome; 0: for ever
-	Live          []string      // patterns of subjects that are never topics
-	AutoCreate    bool          // a publish without reply-to makes the topic it names
-	Subscriptions int           // of one connection; 0: any number
-	PingInterval  time.Duration // how long a client may be silent before it is asked whether it is there; 0: for ever
-	Identity      Identity
-	Logger        *slog.Logger
+	Broker       *broker.Broker
+	Tuning       Tuning // until Tune says otherwise
+	Limits       line.Limits
+	Publish      time.Duration // how long a publish may wait for its outcome; 0: for ever
+	Live         []string      // patterns of subjects that are never topics
+	PingInterval time.Duration // how long a client may be silent before it is asked whether it is there; 0: for ever
+	Identity     Identity
+	Logger       *slog.Logger
 }
 
 // Tuning is what of the options a running server can be told anew. What bounds a connection holds for those that are
 // accepted from then on.
 type Tuning struct {
-	Connections   int
-	Pending       int
-	WriteDeadline time.Duration
-	AutoCreate    bool
-	Subscriptions int
+	Connections   int           // at once
+	Pending       int           // bytes waiting for a peer
+	WriteDeadline time.Duration // how long a peer may accept nothing
+	AutoCreate    bool          // a publish without reply-to makes the topic it names
+	Subscriptions int           // of one connection; 0: any number
 }
 
 // Identity is what INFO says of the server.
@@ -77,7 +74,7 @@ type Server struct {
 // NewServer returns a server that is not listening yet.
 func NewServer(o Options) *Server {
 	s := &Server{opt: o, conns: make(map[*conn]struct{}), live: live.NewRouter(), waiting: live.NewRouter()}
-	s.Tune(Tuning{o.Connections, o.Pending, o.WriteDeadline, o.AutoCreate, o.Subscriptions})
+	s.Tune(o.Tuning)
 	return s
 }
 

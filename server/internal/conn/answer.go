@@ -489,7 +489,7 @@ func (b *outbox) writePiecesLocked(nc net.Conn) error {
 	pieces := a.pieces
 	b.mu.Unlock()
 	err := b.sendPieces(nc, pieces)
-	release(pieces)
+	release(pieces) // what was not sent
 	b.mu.Lock()
 	a.pieces = nil
 	if err != nil {
@@ -500,9 +500,10 @@ func (b *outbox) writePiecesLocked(nc net.Conn) error {
 	return err
 }
 
+// sendPieces lets go of each extent as soon as it is sent: others may wait for its descriptor.
 func (b *outbox) sendPieces(nc net.Conn, pieces []piece) error {
 	progress := func() error { return nc.SetWriteDeadline(time.Now().Add(b.deadline)) }
-	for _, p := range pieces {
+	for i, p := range pieces {
 		if err := b.send(nc, p.head); err != nil {
 			return err
 		}
@@ -514,7 +515,10 @@ func (b *outbox) sendPieces(nc net.Conn, pieces []piece) error {
 			return errors.New("connection takes no files")
 		}
 		// A failure in the middle leaves the peer with a part: the connection ends.
-		if err := p.extent.SendTo(file, progress); err != nil {
+		err := p.extent.SendTo(file, progress)
+		p.extent.Release()
+		pieces[i].extent = nil
+		if err != nil {
 			return err
 		}
 		if err := b.send(nc, []byte("\r\n")); err != nil {

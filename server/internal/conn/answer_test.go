@@ -2,8 +2,12 @@ package conn
 
 import (
 	"bufio"
+	"errors"
+	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -85,6 +89,55 @@ func TestPublishWithoutOutcomeIsAnsweredInTimeAndOnce(t *testing.T) {
 	third.Settled(partition.Outcome{Base: 9, N: 1, Durability: "disk"})
 	for _, want := range []string{"-ERR TIMEOUT '", "-ERR TIMEOUT '", "+OK t/0@5 disk", "+OK t/0@9 disk"} {
 		expect(t, peer, want)
+	}
+}
+
+// held is an extent that counts those that are held, and says how many are when it is sent.
+type held struct {
+	count *atomic.Int32
+	fails bool
+}
+
+func (h held) Place() (record.Offset, int64) { return 0, 1 }
+
+func (h held) Release() { h.count.Add(-1) }
+
+func (h held) SendTo(nc syscall.Conn, _ func() error) error {
+	if h.fails {
+		return errors.New("the disk is gone")
+	}
+	_, err := fmt.Fprintf(nc.(net.Conn), "%d held", h.count.Load())
+	return err
+}
+
+func TestEachPieceOfAFetchIsReleasedAsSoonAsItIsSent(t *testing.T) {
+	b, peer := talk(t, 1<<20)
+	count := new(atomic.Int32)
+	count.Store(3)
+	pieces := make([]piece, 3)
+	for i := range pieces {
+		pieces[i].extent = held{count: count}
+	}
+	b.push(place{}).settlePieces(pieces, []byte("+OK\r\n"))
+	for _, want := range []string{"3 held", "2 held", "1 held", "+OK"} {
+		expect(t, peer, want)
+	}
+	if n := count.Load(); n != 0 {
+		t.Errorf("%d are held after the answer", n)
+	}
+}
+
+func TestPiecesOfAFetchThatBreaksOffAreReleasedOnce(t *testing.T) {
+	b, _ := talk(t, 1<<20)
+	count := new(atomic.Int32)
+	count.Store(3)
+	pieces := []piece{{extent: held{count: count}}, {extent: held{count: count, fails: true}}, {extent: held{count: count}}}
+	b.push(place{}).settlePieces(pieces, []byte("+OK\r\n"))
+	if b.waitAnswered(t.Context().Done()) {
+		t.Error("an answer that broke off was finished")
+	}
+	if n := count.Load(); n != 0 {
+		t.Errorf("%d are held after the connection broke", n)
 	}
 }
 

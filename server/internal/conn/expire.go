@@ -27,7 +27,7 @@ func (a *answer) count() bool {
 	}
 }
 
-// timeOut settles a publish that got no outcome in time. Its records may still be written.
+// timeOutLocked settles a publish that got no outcome in time. Its records may still be written.
 func (a *answer) timeOutLocked() {
 	n := a.records.Add(recordsClosed) - recordsClosed
 	a.outcome = partition.Outcome{N: int(n), Err: errcode.New(errcode.Timeout,

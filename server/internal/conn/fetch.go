@@ -32,8 +32,6 @@ const (
 	fetchBytes, fetchItemBytes = 4 << 10, 256
 	// fetchReadTime is how long finding what to send may take, beside waiting for it.
 	fetchReadTime = 10 * time.Second
-	// partNameMax is the longest topic's name: what is longer is none.
-	partNameMax = 249
 )
 
 // fetch is one FETCH: what is asked for, and what it waits for.
@@ -135,15 +133,12 @@ func (f *fetchAsk) readArgs(args [][]byte) *errcode.Error {
 			}
 			continue
 		}
-		addr, err := address.Parse([]byte(text))
-		if err == nil {
-			err = addr.ForRead()
-		}
-		if err == nil && (addr.Partition == partition.None || addr.Position.Kind == address.None) {
-			err = errcode.New(errcode.BadAddress, fmt.Sprintf("%q names no partition or no offset", clip(arg)), "use "+line.Fetch.Usage())
-		}
-		if err != nil {
-			return errcode.From(err, errcode.BadAddress)
+		addr, err := parseRead(arg, false)
+		switch {
+		case err != nil:
+			return err
+		case addr.Partition == partition.None || addr.Position.Kind == address.None:
+			return errcode.New(errcode.BadAddress, fmt.Sprintf("%q names no partition or no offset", clip(arg)), "use "+line.Fetch.Usage())
 		}
 		f.items = append(f.items, fetchItem{name: string(addr.Topic), id: addr.Partition, pos: addr.Position})
 	}
@@ -376,7 +371,7 @@ func (it *fetchItem) appendFault(dst []byte) []byte {
 		end, start = it.part.HighWatermark(), it.part.Log().Stats().LogStart
 	}
 	name := it.name
-	if !address.ValidSubject(name) || len(name) > partNameMax { // not to be sent back: it could forge a frame, or make a small request's answer long
+	if !address.ValidSubject(name) || len(name) > address.TopicBytesMax { // not to be sent back: it could forge a frame, or make a small request's answer long
 		name = "-"
 	} else {
 		name += "/" + strconv.Itoa(int(it.id))

@@ -81,19 +81,27 @@ func (c *conn) getArgs(cmd *line.Command) (addr address.Address, count int, _ *e
 	return addr, count, nil
 }
 
-// readAddress reads an address to read from and refuses what this version does not serve.
-func (c *conn) readAddress(field []byte) (address.Address, *errcode.Error) {
-	var addr address.Address
-	var err error
-	if c.opt.literal {
-		addr = address.ParseLiteral(field)
-	} else if addr, err = address.Parse(field); err == nil {
+// parseRead reads an address to read from; a literal one is a topic's name and nothing else.
+func parseRead(field []byte, literal bool) (address.Address, *errcode.Error) {
+	if literal {
+		return address.ParseLiteral(field), nil
+	}
+	addr, err := address.Parse(field)
+	if err == nil {
 		err = addr.ForRead()
 	}
 	if err != nil {
 		return addr, errcode.From(err, errcode.BadAddress)
 	}
+	return addr, nil
+}
+
+// readAddress reads an address to read from and refuses what this version does not serve.
+func (c *conn) readAddress(field []byte) (address.Address, *errcode.Error) {
+	addr, err := parseRead(field, c.opt.literal)
 	switch {
+	case err != nil:
+		return addr, err
 	case address.HasWildcard(addr.Topic):
 		return addr, errcode.New(errcode.NotSupported, "wildcards are not offered yet", "name one topic")
 	case address.IsLive(addr.Topic, c.srv.opt.Live):

@@ -40,7 +40,8 @@ func (s *said) String() string {
 // brokerless is a server that has no broker: every verb that wants one panics, for real, in the goroutine that reads.
 func brokerless(log io.Writer) *Server {
 	return NewServer(Options{
-		Connections: 10, Limits: line.Limits{ControlLine: 4096, Payload: 1 << 20}, Pending: 1 << 20, WriteDeadline: patience,
+		Tuning: Tuning{Connections: 10, Pending: 1 << 20, WriteDeadline: patience},
+		Limits: line.Limits{ControlLine: 4096, Payload: 1 << 20},
 		Logger: slog.New(slog.NewTextHandler(log, nil)),
 	})
 }

@@ -17,7 +17,7 @@ import (
 func listener(t *testing.T, limit int) (*conn, *subscription) {
 	t.Helper()
 	s := NewServer(Options{
-		Limits: line.Limits{ControlLine: 4096, Payload: 1 << 20}, Pending: limit, WriteDeadline: time.Second,
+		Tuning: Tuning{Pending: limit, WriteDeadline: time.Second}, Limits: line.Limits{ControlLine: 4096, Payload: 1 << 20},
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	here, there := net.Pipe()

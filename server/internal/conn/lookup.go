@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sort"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage/lend"
@@ -46,9 +46,7 @@ func (c *conn) handleMetadata(cmd *line.Command) {
 	host, port := c.reached()
 	m := metadataJSON{Cluster: id.Cluster, Brokers: []brokerJSON{{ID: id.Broker, Host: host, Port: port}}, Topics: []any{}}
 	if len(cmd.Args) == 0 {
-		topics := c.broker().Topics()
-		sort.Slice(topics, func(i, j int) bool { return topics[i].Meta.Name < topics[j].Meta.Name })
-		for _, t := range topics {
+		for _, t := range c.topics() {
 			m.Topics = append(m.Topics, c.describe(t, false))
 		}
 	}
@@ -60,11 +58,7 @@ func (c *conn) handleMetadata(cmd *line.Command) {
 		}
 	}
 	data, err := encode(m)
-	if err != nil {
-		c.fail(cmd, err)
-		return
-	}
-	c.box.say(func(dst []byte) []byte { return line.AppendData(dst, data) })
+	c.reply(cmd, "", data, err)
 }
 
 // reached is the address that clients are told: the advertised one, or the one this client reached.
@@ -102,23 +96,16 @@ func (c *conn) handleOffsets(cmd *line.Command) {
 		return
 	}
 	data, err := c.offsets(cmd)
-	if err != nil {
-		c.fail(cmd, err)
-		return
-	}
-	c.box.say(func(dst []byte) []byte { return line.AppendData(dst, data) })
+	c.reply(cmd, "", data, err)
 }
 
 func (c *conn) offsets(cmd *line.Command) ([]byte, *errcode.Error) {
 	if len(cmd.Args) != 1 {
 		return nil, errcode.New(errcode.BadArgs, fmt.Sprintf("OFFSETS has %d arguments", len(cmd.Args)), "use "+line.Offsets.Usage())
 	}
-	addr, err := address.Parse(cmd.Args[0])
-	if err == nil {
-		err = addr.ForRead()
-	}
-	if err != nil {
-		return nil, errcode.From(err, errcode.BadAddress)
+	addr, fault := parseRead(cmd.Args[0], false)
+	if fault != nil {
+		return nil, fault
 	}
 	t := c.broker().Lookup(addr.Topic)
 	if t == nil {
@@ -131,7 +118,7 @@ func (c *conn) offsets(cmd *line.Command) ([]byte, *errcode.Error) {
 	answer := offsetsJSON{Topic: t.Meta.Name}
 	for id := first; id <= last; id++ {
 		p, err := t.Partition(id)
-		if err != nil && p == nil && addr.Partition != partition.None {
+		if err != nil && addr.Partition != partition.None {
 			return nil, err
 		}
 		if err != nil {
@@ -165,4 +152,65 @@ func (c *conn) offset(p *part.Partition, id partition.ID, pos address.Position) 
 		j.Timestamp = &text
 	}
 	return j
+}
+
+// helpTexts say, for each verb a person may type, what it does, with an example that works as it stands.
+var helpTexts = []struct {
+	verb line.Verb
+	text string
+}{
+	{line.Send, "writes one record, data to the line end; answers when it is on disk\n  SEND orders hello world\n  SEND orders#alice hello        (by key)\n  SEND orders/0 hello            (to a partition)"},
+	{line.Get, "reads records that are there; answers with where to go on (default: 10 from the start)\n  GET orders\n  GET orders/0@5 100\n  GET orders@-3"},
+	{line.Sub, "delivers records as they come, under a number of your choice; a position reads on from there;\n  * and > match tokens; what is published to live subjects comes too, shared in a group\n  SUB orders 1\n  SUB orders@earliest 1\n  SUB shop.> 2\n  SUB $jobs workers 3"},
+	{line.Unsub, "ends a subscription, at once or after max records in all\n  UNSUB 1"},
+	{line.Pub, "writes one record of exactly so many bytes, which follow on the next line; a subject that is\n  no topic goes to whoever listens now; a reply-to gets the acknowledgement, or the answers\n  PUB orders 5\n  hello\n  PUB $jobs _INBOX.me 5\n  hello"},
+	{line.HPub, "is PUB with a NATS header block; sizes: of the block, of both\n  HPUB orders 22 27"},
+	{line.Topic, "makes, shows and removes topics\n  TOPIC CREATE orders partitions=6 retention.time=1d\n  TOPIC LIST\n  TOPIC INFO orders\n  TOPIC ALTER orders sync=interval:1s\n  TOPIC TRIM orders/0@5\n  TOPIC DELETE orders"},
+	{line.Plugin, "shows the server's plugins, and replaces a plugin's process by a new one\n  PLUGIN LIST\n  PLUGIN INFO partitioner/murmur2\n  PLUGIN RELOAD partitioner/murmur2"},
+	{line.Metadata, "tells who serves which topics, as JSON\n  METADATA\n  METADATA orders"},
+	{line.Offsets, "tells which offset a position or a time stands for\n  OFFSETS orders@1h\n  OFFSETS orders/0@earliest"},
+	{line.Produce, "writes whole Kafka record batches, which follow, to one partition; for programs\n  PRODUCE orders/0 acks=all 73"},
+	{line.Fetch, "reads whole record batches as they are stored; wait makes it a long poll; for programs\n  FETCH orders/0@0 max=1MiB wait=500ms min=1"},
+	{line.Ping, "answers PONG when everything you published before has its outcome\n  PING"},
+	{line.Connect, "sets options of this connection; without it, you are verbose. After it the server asks a silent client\n  with PING now and then whether it is there: answer PONG, or anything else\n  CONNECT {\"verbose\":false}"},
+	{line.Help, "shows this, or one verb\n  HELP SEND"},
+	{line.Quit, "ends the connection\n  QUIT"},
+}
+
+const helpEnd = `
+An address is topic[#key] to write by key, or topic[/partition][@position] to read.
+A position is an offset, earliest, latest, -N (the last N), a time, or 1h (an hour ago).
+`
+
+// handleHelp is HELP and HELP <verb>, always allowed.
+func (c *conn) handleHelp(cmd *line.Command) {
+	if len(cmd.Args) > 1 {
+		c.fail(cmd, errcode.New(errcode.BadArgs, "HELP takes one verb", "use "+line.Help.Usage()))
+		return
+	}
+	var text strings.Builder
+	want := line.Unknown
+	if len(cmd.Args) == 1 {
+		if want = line.Lookup(cmd.Args[0]); !want.Offered() {
+			e := "there is no verb " + string(clip(cmd.Args[0]))
+			hint := "HELP lists the verbs"
+			if near := line.Nearest(cmd.Args[0]); near != line.Unknown {
+				hint = "did you mean " + near.String() + "? " + hint
+			}
+			c.fail(cmd, errcode.New(errcode.BadVerb, e, hint))
+			return
+		}
+	}
+	for _, h := range helpTexts {
+		if want == line.Unknown || want == h.verb {
+			text.WriteString(h.verb.Usage() + "\n  " + h.text + "\n")
+		}
+	}
+	if text.Len() == 0 { // +OK, -ERR, INFO, PONG: not for people to type
+		text.WriteString(want.Usage() + "\n  is taken and not answered\n")
+	}
+	if want == line.Unknown {
+		text.WriteString(helpEnd)
+	}
+	c.box.say(func(dst []byte) []byte { return line.AppendData(dst, []byte(text.String())) })
 }

@@ -44,14 +44,7 @@ func (c *conn) handlePlugin(cmd *line.Command) {
 	default:
 		err = errcode.New(errcode.BadArgs, fmt.Sprintf("PLUGIN %q is not known", what), "use "+line.Plugin.Usage())
 	}
-	switch {
-	case err != nil:
-		c.fail(cmd, err)
-	case data != nil:
-		c.box.say(func(dst []byte) []byte { return line.AppendData(dst, data) })
-	default:
-		c.box.say(func(dst []byte) []byte { return line.AppendOK(dst, detail) })
-	}
+	c.reply(cmd, detail, data, err)
 }
 
 func (c *conn) pluginList(args [][]byte) ([]byte, *errcode.Error) {

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
-	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -162,10 +160,7 @@ func (c *conn) read() error {
 			}
 		}
 		if err != nil {
-			if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return nil // a reset: nobody is there to be told
+			return nil // the peer's end or ours, or a reset: nobody is there to be told
 		}
 	}
 }
@@ -261,6 +256,18 @@ func (c *conn) handlePing() {
 		}
 		return dst
 	})
+}
+
+// reply is the answer to a command that shows data, or says what it did; err, if there is one, goes before.
+func (c *conn) reply(cmd *line.Command, detail string, data []byte, err *errcode.Error) {
+	switch {
+	case err != nil:
+		c.fail(cmd, err)
+	case data != nil:
+		c.box.say(func(dst []byte) []byte { return line.AppendData(dst, data) })
+	default:
+		c.box.say(func(dst []byte) []byte { return line.AppendOK(dst, detail) })
+	}
 }
 
 // fail is the answer to a command that was refused. Verbs of NATS answer only on a verbose connection; off it, their

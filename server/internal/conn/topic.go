@@ -3,7 +3,7 @@ package conn
 import (
 	"encoding/json"
 	"fmt"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -70,14 +70,7 @@ func (c *conn) handleTopic(cmd *line.Command) {
 	default:
 		err = errcode.New(errcode.BadArgs, fmt.Sprintf("TOPIC %q is not known", what), "use "+line.Topic.Usage())
 	}
-	switch {
-	case err != nil:
-		c.fail(cmd, err)
-	case data != nil:
-		c.box.say(func(dst []byte) []byte { return line.AppendData(dst, data) })
-	default:
-		c.box.say(func(dst []byte) []byte { return line.AppendOK(dst, detail) })
-	}
+	c.reply(cmd, detail, data, err)
 }
 
 func (c *conn) topicCreate(args [][]byte) (string, *errcode.Error) {
@@ -241,15 +234,12 @@ func (c *conn) topicTrim(args [][]byte) (string, *errcode.Error) {
 	if len(args) != 1 {
 		return "", errcode.New(errcode.BadArgs, fmt.Sprintf("TOPIC TRIM has %d arguments", len(args)), usage)
 	}
-	addr, err := address.Parse(args[0])
-	if err == nil {
-		err = addr.ForRead()
-	}
-	if err == nil && (addr.Partition == partition.None || addr.Position.Kind == address.None) {
-		err = errcode.New(errcode.BadAddress, "TOPIC TRIM names no partition or no position", usage)
-	}
-	if err != nil {
-		return "", errcode.From(err, errcode.BadAddress)
+	addr, fault := parseRead(args[0], false)
+	switch {
+	case fault != nil:
+		return "", fault
+	case addr.Partition == partition.None || addr.Position.Kind == address.None:
+		return "", errcode.New(errcode.BadAddress, "TOPIC TRIM names no partition or no position", usage)
 	}
 	t := c.broker().Lookup(addr.Topic)
 	if t == nil {
@@ -274,8 +264,7 @@ func (c *conn) topicList(args [][]byte) ([]byte, *errcode.Error) {
 	if len(args) != 0 {
 		return nil, errcode.New(errcode.BadArgs, "TOPIC LIST takes no arguments", "use TOPIC LIST")
 	}
-	topics := c.broker().Topics()
-	sort.Slice(topics, func(i, j int) bool { return topics[i].Meta.Name < topics[j].Meta.Name })
+	topics := c.topics()
 	list := struct {
 		Topics []topicJSON `json:"topics"`
 	}{Topics: make([]topicJSON, 0, len(topics))}
@@ -295,6 +284,15 @@ func (c *conn) topicInfo(args [][]byte) ([]byte, *errcode.Error) {
 	}
 	return encode(c.describe(t, true))
 }
+
+// topics returns every topic, by name.
+func (c *conn) topics() []*broker.Topic {
+	all := c.broker().Topics()
+	slices.SortFunc(all, byName)
+	return all
+}
+
+func byName(a, b *broker.Topic) int { return strings.Compare(a.Meta.Name, b.Meta.Name) }
 
 func encode(v any) ([]byte, *errcode.Error) {
 	b, err := json.Marshal(v)

@@ -3,6 +3,7 @@ package live
 import (
 	"bytes"
 	"slices"
+	"strings"
 )
 
 // node is a place in the trie of patterns, one level a token.
@@ -164,15 +165,7 @@ func (m *matches) sortGroups() {
 	if len(m.groups) < 2 {
 		return
 	}
-	slices.SortStableFunc(m.members, func(a, b *Sub) int {
-		switch {
-		case a.group < b.group:
-			return -1
-		case a.group > b.group:
-			return 1
-		}
-		return 0
-	})
+	slices.SortStableFunc(m.members, func(a, b *Sub) int { return strings.Compare(a.group, b.group) })
 	m.groups = m.groups[:0]
 	for i, s := range m.members {
 		if i == 0 || s.group != m.members[i-1].group {

@@ -140,8 +140,8 @@ func startInside(t testing.TB) *inside {
 		t.Fatal(err)
 	}
 	b, err := broker.New(broker.Options{
-		Data: data, Plugin: []string{harness.Binary("trunkline-server"), "plugin"}, AutoCreate: true, AutoCreateMax: 10,
-		Partitions: 1, PublishTimeout: 10 * time.Second, SyncParallel: 64, OpenFiles: 100, Logger: quiet,
+		Data: data, Plugin: []string{harness.Binary("trunkline-server"), "plugin"},
+		Creation: broker.Creation{Auto: true, Max: 10, Partitions: 1}, PublishTimeout: 10 * time.Second, SyncParallel: 64, OpenFiles: 100, Logger: quiet,
 	})
 	if err == nil {
 		err = b.Start(t.Context())
@@ -154,8 +154,8 @@ func startInside(t testing.TB) *inside {
 		t.Fatal(errors.Join(err, b.Close(), data.Close()))
 	}
 	s := conn.NewServer(conn.Options{
-		Broker: b, Connections: 10, AutoCreate: true, Limits: line.Limits{ControlLine: 4096, Payload: 1 << 20},
-		Pending: 8 << 20, WriteDeadline: 10 * time.Second, Publish: 10 * time.Second, Logger: quiet,
+		Broker: b, Tuning: conn.Tuning{Connections: 10, AutoCreate: true, Pending: 8 << 20, WriteDeadline: 10 * time.Second},
+		Limits: line.Limits{ControlLine: 4096, Payload: 1 << 20}, Publish: 10 * time.Second, Logger: quiet,
 	})
 	var serving errgroup.Group
 	serving.Go(func() error { return s.Serve(l) })

@@ -16,9 +16,6 @@ import (
 	"github.com/trunkline-mq/trunkline/server/test/harness"
 )
 
-// requireEnv, when set, turns "a program is missing" from a skip into a failure.
-const requireEnv = "TRUNKLINE_TEST_REQUIRE"
-
 // disk is a file system of its own, in an image that is mounted by way of a loop device.
 type disk struct {
 	t     *testing.T
@@ -29,16 +26,12 @@ type disk struct {
 // newDisk makes a file system of a kind, "ext4" or "xfs", with a journal, and mounts it.
 func newDisk(t *testing.T, kind string) *disk {
 	t.Helper()
-	missing := t.Skipf
-	if os.Getenv(requireEnv) != "" {
-		missing = t.Fatalf
-	}
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
 	for _, program := range []string{"mkfs." + kind, "mount", "umount"} {
 		if _, err := exec.LookPath(program); err != nil {
-			missing("%s is not installed; make test installs it", program)
+			harness.Missing(t, "%s is not installed; make test installs it", program)
 		}
 	}
 	dir := t.TempDir()
@@ -49,7 +42,7 @@ func newDisk(t *testing.T, kind string) *disk {
 	}
 	d.run("mkfs."+kind, "-q", d.image)
 	if err := d.tryMount(); err != nil {
-		missing("%v", err)
+		harness.Missing(t, "%v", err)
 	}
 	t.Cleanup(d.unmount)
 	return d

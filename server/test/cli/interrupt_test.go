@@ -133,6 +133,20 @@ func TestInterruptedSubscriptionSaysWhereToGoOn(t *testing.T) {
 	}
 }
 
+// TestASubscriptionSaysWhereItHeardNothing has a record in one of two partitions.
+func TestASubscriptionSaysWhereItHeardNothing(t *testing.T) {
+	t.Parallel()
+	s := harness.Start(t)
+	l := s.Dial()
+	l.Ask("TOPIC CREATE t partitions=2")
+	l.Ask("PUB t/1 4\nread")
+	p := start(t, s, "sub", "t@earliest", "-c", "1")
+	rest, code := p.finish(t)
+	if code != 0 || rest != "read\n" || p.err.String() != "next t/0@0 t/1@1\n" {
+		t.Errorf("exit code %d, %q, it says %q", code, rest, p.err.String())
+	}
+}
+
 func TestInterruptedMeasurementIsReported(t *testing.T) {
 	t.Parallel()
 	s := harness.Start(t)

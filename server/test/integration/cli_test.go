@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -165,10 +164,7 @@ func TestSixPartitionsHoldEveryLineOnceAndInOrder(t *testing.T) {
 func requireNC(t *testing.T) {
 	t.Helper()
 	if out, _ := exec.Command("nc", "-h").CombinedOutput(); !strings.Contains(string(out), "OpenBSD") {
-		if os.Getenv("TRUNKLINE_TEST_REQUIRE") != "" {
-			t.Fatal("nc is missing; install netcat-openbsd")
-		}
-		t.Skip("nc is missing; install netcat-openbsd")
+		harness.Missing(t, "nc is missing; install netcat-openbsd")
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/trunkline-mq/trunkline/server/test/harness"
 )
 
 // broker is a Kafka broker, its own controller, that can be stopped cleanly and started again on its data.
@@ -56,8 +57,8 @@ const brokerPatience = 40 * time.Second
 func newBroker(t *testing.T, j *java, settings ...string) *broker {
 	t.Helper()
 	dir := t.TempDir()
-	b := &broker{java: j, address: freeAddress(t), data: filepath.Join(dir, "data"), config: filepath.Join(dir, "server.properties")}
-	controller := freeAddress(t)
+	b := &broker{java: j, address: harness.FreeAddress(t), data: filepath.Join(dir, "data"), config: filepath.Join(dir, "server.properties")}
+	controller := harness.FreeAddress(t)
 	text := strings.Join([]string{
 		"process.roles=broker,controller", "node.id=1", "controller.quorum.bootstrap.servers=" + controller, "controller.listener.names=CONTROLLER",
 		"listeners=PLAINTEXT://" + b.address + ",CONTROLLER://" + controller, "advertised.listeners=PLAINTEXT://" + b.address + ",CONTROLLER://" + controller,
@@ -76,17 +77,6 @@ func newBroker(t *testing.T, j *java, settings ...string) *broker {
 		}
 	})
 	return b
-}
-
-// freeAddress is one that nobody listens on now.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
 }
 
 func (b *broker) start(t *testing.T) {

@@ -23,21 +23,10 @@ func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 const (
 	// kafkaVersion is the one in pom.xml.
 	kafkaVersion = "4.3.1"
-	// requireEnv, when set, turns "a tool is missing" from a skip into a failure.
-	requireEnv = "TRUNKLINE_TEST_REQUIRE"
 	// downloadPatience bounds the first run on a machine; 56 MB come then.
 	downloadPatience = 4 * time.Minute
 	javaPatience     = time.Minute
 )
-
-// missing ends a test that cannot be run here.
-func missing(t *testing.T, format string, args ...any) {
-	t.Helper()
-	if os.Getenv(requireEnv) != "" {
-		t.Fatalf(format, args...)
-	}
-	t.Skipf(format, args...)
-}
 
 // java runs classes of Kafka.
 type java struct {
@@ -51,11 +40,11 @@ func kafka(t *testing.T) *java {
 	t.Helper()
 	program, err := exec.LookPath("java")
 	if err != nil {
-		missing(t, "java is not installed; make test installs it")
+		harness.Missing(t, "java is not installed; make test installs it")
 	}
 	jars, err := fetchJars(t)
 	if err != nil {
-		missing(t, "Kafka %s is not there: %v", kafkaVersion, err)
+		harness.Missing(t, "Kafka %s is not there: %v", kafkaVersion, err)
 	}
 	logging := filepath.Join(t.TempDir(), "log4j2.properties")
 	const quiet = "status = error\nrootLogger.level = warn\nrootLogger.appenderRef.out.ref = out\n" +

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,15 +27,6 @@ const (
 	downloadPatience = 5 * time.Minute
 	runPatience      = 3 * time.Minute
 )
-
-// missing ends a test that cannot run here: it fails where everything is required, and is skipped elsewhere.
-func missing(t *testing.T, err error) {
-	t.Helper()
-	if os.Getenv("TRUNKLINE_TEST_REQUIRE") != "" {
-		t.Fatal(err)
-	}
-	t.Skip(err)
-}
 
 // modules returns a directory with the client and what it needs. It is filled under another name, so that it is whole when
 // it is there; its name has the lock file's digest, so that another version is fetched anew.
@@ -90,17 +80,6 @@ func modules(t *testing.T) (string, error) {
 	return filepath.Join(into, "node_modules"), nil
 }
 
-// freeAddress is an address that a server can be started on again.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 // steps are what the program says, in this order.
 func steps() []string {
 	return []string{"connect", "queue group", "request and reply", "topics and headers", "JetStream publish", "reconnect", "drain"}
@@ -109,13 +88,13 @@ func steps() []string {
 func TestTheClientOfNPMWorksUnmodified(t *testing.T) {
 	node, err := exec.LookPath("node")
 	if err != nil {
-		missing(t, errors.New("node is not installed; make test installs it"))
+		harness.Missing(t, "node is not installed; make test installs it")
 	}
 	dir, err := modules(t)
 	if err != nil {
-		missing(t, err)
+		harness.Missing(t, "%v", err)
 	}
-	s := harness.Start(t, "--listen", freeAddress(t))
+	s := harness.Start(t, "--listen", harness.FreeAddress(t)) // one to be started on again
 	ctx, cancel := context.WithTimeout(t.Context(), runPatience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, node, "client.cjs", s.Client)

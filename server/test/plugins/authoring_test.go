@@ -3,7 +3,6 @@ package plugins
 import (
 	"bytes"
 	"context"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,7 +38,7 @@ func TestThePageForAuthorsIsFollowedWordForWord(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := &author{t: t, dir: t.TempDir()}
-	address := freeAddress(t)
+	address := harness.FreeAddress(t)
 	a.env = append(os.Environ(), "TRUNKLINE="+checkout, "PATH="+filepath.Dir(harness.Binary("trunkline"))+":"+os.Getenv("PATH"),
 		"TRUNKLINE_URL="+address, "TRUNKLINE_LISTEN="+address, "TRUNKLINE_HTTP=-", "TRUNKLINE_DATA="+t.TempDir(), "GORACE=atexit_sleep_ms=0")
 	commands := 0
@@ -73,17 +72,6 @@ func TestThePageForAuthorsShowsTheExample(t *testing.T) {
 	}
 }
 
-// freeAddress is one that nobody listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
 // follow types the commands of a block and compares what they print.
 func (a *author) follow(block string) int {
 	a.t.Helper()
@@ -96,7 +84,7 @@ func (a *author) follow(block string) int {
 			continue
 		}
 		got := a.run(command)
-		if want = strings.TrimSuffix(want, "\n"); !matches(want, strings.TrimSuffix(got, "\n")) && want != "" {
+		if want = strings.TrimSuffix(want, "\n"); !harness.Matches(want, strings.TrimSuffix(got, "\n")) && want != "" {
 			a.t.Fatalf("$ %s\nprinted\n%s\nand the page says\n%s", command, got, want)
 		}
 	}
@@ -170,13 +158,4 @@ func (s *transcript) text() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.buf.String()
-}
-
-// matches compares what was printed with a pattern in which … stands for anything.
-func matches(pattern, got string) bool {
-	parts := strings.Split(pattern, "…")
-	for i, p := range parts {
-		parts[i] = regexp.QuoteMeta(p)
-	}
-	return regexp.MustCompile("(?s)^" + strings.Join(parts, ".*") + "$").MatchString(got)
 }
