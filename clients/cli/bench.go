@@ -242,8 +242,7 @@ func (a *app) recordsFrom(ctx context.Context, c *trunkline.Client, from address
 
 // listened is where what is published to an address is heard: all of the topic, from now on.
 func listened(to address.Address) string {
-	to.Key, to.Partition, to.Position = nil, partition.None, address.Position{}
-	return to.String()
+	return string(to.Topic)
 }
 
 func (a *app) benchPubSub(ctx context.Context, c *trunkline.Client, to address.Address, f *benchFlags) (measure.Result, error) {

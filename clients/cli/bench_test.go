@@ -124,6 +124,16 @@ func answerByTwos(ln net.Listener, count, window int) error {
 	return nil
 }
 
+func TestBenchHearsTheWholeTopicOfAKey(t *testing.T) {
+	for _, kind := range []string{"latency", "pubsub"} {
+		address := scripted.Start(t, named, named+"> SUB one 1\n< -ERR NOT_SUPPORTED 'later; wait'")
+		got := runWith(t, t.Context(), nil, "bench", kind, "one#k", "-s", address)
+		if got.code != 1 || got.err != "trunkline: subscribe to one: NOT_SUPPORTED: later; wait\n" {
+			t.Errorf("%s: %+v", kind, got)
+		}
+	}
+}
+
 func TestBenchUsage(t *testing.T) {
 	for _, args := range []string{"bench", "bench frob", "bench produce", "bench produce one two", "bench produce one --count 0", "bench produce one --size -1",
 		"bench produce one --partitions 0", "bench produce one --rate 0", "bench produce one --acks 2", "bench produce one --compression zip", "bench produce one --pub --acks 1", "bench produce one --rate NaN", "bench produce one --csv --json", "bench pubsub one --size 15", "bench latency one --size 1", "bench consume one#k", "bench consume one --size 3", "bench produce one --window 0", "bench produce one@3"} {

@@ -53,17 +53,18 @@ func delivered(address, body string) string {
 
 // follow is what a subscription that outlives its connection begins with, for the topic one.
 func follow(addr string) string {
-	name, _, positioned := strings.Cut(addr, "@")
-	from := addr
-	if !positioned {
-		from += "@latest"
-	}
-	ask := "> METADATA " + name + "\n> OFFSETS " + from + "\n"
+	name, _, _ := strings.Cut(addr, "@")
+	ask := "> METADATA " + name + "\n> OFFSETS " + addr + "\n"
 	answer := data(`{"cluster":"c","brokers":[],"topics":[`+topicJSON+`]}`) + data(`{"topic":"one","partitions":[]}`)
 	if strings.Contains(name, "*") { // no single topic
 		ask, answer = "", ""
 	}
 	return ask + "> SUB " + addr + " 1\n" + answer
+}
+
+// stands is what follow's command asks first: where the two partitions of the topic one stand.
+func stands(addr string) string {
+	return "> OFFSETS " + addr + "\n" + data(`{"topic":"one","partitions":[{"partition":0,"offset":0},{"partition":1,"offset":4},{"partition":2,"offset":-1,"error":"STORAGE_UNAVAILABLE"}]}`)
 }
 
 const (
@@ -116,6 +117,8 @@ func TestTopicCommands(t *testing.T) {
 		{"info json", "topic info one --json", "", []string{"> TOPIC INFO one\n" + data(topicJSON)}, outcome{0, topicJSON + "\n", ""}},
 		{"info missing", "topic info no", "", []string{"> TOPIC INFO no\n< -ERR UNKNOWN_TOPIC 'no no; make it'"},
 			outcome{5, "", "trunkline: topic no: UNKNOWN_TOPIC: no no; make it\n"}},
+		{"advice in the words of the command line", "topic info no", "", []string{"> TOPIC INFO no\n< -ERR UNKNOWN_TOPIC 'no no; create it with TOPIC CREATE no partitions=N, or look with TOPIC LIST'"},
+			outcome{5, "", "no no; create it with trunkline topic create no --partitions N, or look with trunkline topic ls\n"}},
 		{"rm", "topic rm one", "", []string{"> TOPIC DELETE one\n< +OK one"}, outcome{0, "deleted one\n", ""}},
 		{"rm json", "topic rm one --json", "", []string{"> TOPIC DELETE one\n< +OK one"}, outcome{0, "{\"name\":\"one\"}\n", ""}},
 		{"not allowed", "topic rm one", "", []string{"> TOPIC DELETE one\n< -ERR NOT_ALLOWED 'no; ask'"},
@@ -145,12 +148,12 @@ func TestPubCommands(t *testing.T) {
 
 func TestReadCommands(t *testing.T) {
 	runCommands(t, []commandCase{
-		{"sub", "sub one@earliest -c 2", "", []string{"", follow("one@earliest") + "< +OK\n" + delivered("one/0@0", "a\x00b") + delivered("one/1@0", "") + delivered("one/1@1", "not asked for")},
+		{"sub", "sub one@earliest -c 2", "", []string{stands("one@earliest"), follow("one@earliest") + "< +OK\n" + delivered("one/0@0", "a\x00b") + delivered("one/1@0", "") + delivered("one/1@1", "not asked for")},
 			outcome{0, "a\x00b\n\n", "next one/0@1 one/1@1\n"}},
-		{"sub json", "sub one@earliest -c 1 --json", "", []string{"", follow("one@earliest") + "< +OK\n" + delivered("one/0@0", "ab")},
-			outcome{0, `{"topic":"one","partition":0,"offset":0,"timestamp":"1970-01-01T00:00:00.000Z","key":null,"value":"ab","headers":{}}` + "\n", "next one/0@1\n"}},
-		{"sub over damage", "sub one -c 2", "", []string{"", follow("one") + "< +OK\n" + delivered("one/0@0", "a") + "< -ERR ASYNC CORRUPT 'SUB one/0@1: bad'\n" + delivered("one/0@2", "b")},
-			outcome{1, "a\nb\n", "trunkline: CORRUPT: SUB one/0@1: bad\nnext one/0@3\ntrunkline: CORRUPT: SUB one/0@1: bad\n"}},
+		{"sub json", "sub one@earliest -c 1 --json", "", []string{stands("one@earliest"), follow("one@earliest") + "< +OK\n" + delivered("one/0@0", "ab")},
+			outcome{0, `{"topic":"one","partition":0,"offset":0,"timestamp":"1970-01-01T00:00:00.000Z","key":null,"value":"ab","headers":{}}` + "\n", "next one/0@1 one/1@4\n"}},
+		{"sub over damage", "sub one -c 2", "", []string{stands("one"), follow("one") + "< +OK\n" + delivered("one/0@0", "a") + "< -ERR ASYNC CORRUPT 'SUB one/0@1: bad'\n" + delivered("one/0@2", "b")},
+			outcome{1, "a\nb\n", "trunkline: CORRUPT: SUB one/0@1: bad\nnext one/0@3 one/1@4\ntrunkline: CORRUPT: SUB one/0@1: bad\n"}},
 		{"sub refused", "sub one*", "", []string{"", follow("one*") + "< -ERR NOT_SUPPORTED 'later; wait'"},
 			outcome{1, "", "trunkline: subscribe to one*: NOT_SUPPORTED: later; wait\n"}},
 
@@ -177,7 +180,7 @@ func TestReadCommands(t *testing.T) {
 		{"pub stopped tells how far it came", "pub one x --count 3", "", []string{"> PUB one 1\n> x\n> PUB one 1\n> x\n> PUB one 1\n> x\n< +OK one/0@0 disk\ncut"},
 			outcome{1, "one/0@0 disk\n", "outcome unknown: server closed the connection\n"}},
 
-		{"sub format", `sub one@earliest -c 1 -f %t/%p@%o=%v|`, "", []string{"", follow("one@earliest") + "< +OK\n" + delivered("one/0@0", "ab")}, outcome{0, "one/0@0=ab|", "next one/0@1\n"}},
+		{"sub format", `sub one@earliest -c 1 -f %t/%p@%o=%v|`, "", []string{stands("one@earliest"), follow("one@earliest") + "< +OK\n" + delivered("one/0@0", "ab")}, outcome{0, "one/0@0=ab|", "next one/0@1 one/1@4\n"}},
 		{"get format", `get one -c 1 --format %v\x00`, "", []string{"", "> GET one 1\n" + msg("one/0@0", "ab") + "< +OK one/0@1"}, outcome{0, "ab\x00", "next one/0@1\n"}},
 		{"sub wildcards to the end", "sub one.*@earliest --exit", "", []string{"> TOPIC LIST\n" + data(`{"topics":[{"name":"one.b"},{"name":"one"},{"name":"one.a.x"},{"name":"one.a"}]}`) +
 			"> TOPIC INFO one.a\n" + data(strings.ReplaceAll(emptyJSON, `"one"`, `"one.a"`)) + "> TOPIC INFO one.b\n" + data(strings.ReplaceAll(emptyJSON, `"one"`, `"one.b"`))}, outcome{0, "", ""}},
@@ -343,9 +346,9 @@ func TestInterruptEndsACommand(t *testing.T) {
 		defer cancel()
 		var errs bytes.Buffer
 		out := writerFunc(func(b []byte) (int, error) { cancel(); return len(b), nil }) // the record was flushed at once
-		args := []string{"sub", "one", "-s", scripted.Start(t, named, named+follow("one")+"< +OK\n"+delivered("one/0@0", "a"))}
+		args := []string{"sub", "one", "-s", scripted.Start(t, named+stands("one"), named+follow("one")+"< +OK\n"+delivered("one/0@0", "a"))}
 		code := run(ctx, args, streams{out: out, err: &errs, env: func(string) string { return "" }})
-		if code != 130 || errs.String() != "next one/0@1\n" {
+		if code != 130 || errs.String() != "next one/0@1 one/1@4\n" {
 			t.Errorf("%d, %q", code, errs.String())
 		}
 	})
@@ -382,7 +385,7 @@ func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 func TestOutputThatFailsFailsTheCommand(t *testing.T) {
 	var errs bytes.Buffer
 	full := writerFunc(func([]byte) (int, error) { return 0, io.ErrShortWrite })
-	args := []string{"sub", "one", "-s", scripted.Start(t, named, named+follow("one")+"< +OK\n"+delivered("one/0@0", "a"))}
+	args := []string{"sub", "one", "-s", scripted.Start(t, named+stands("one"), named+follow("one")+"< +OK\n"+delivered("one/0@0", "a"))}
 	if code := run(t.Context(), args, streams{out: full, err: &errs, env: func(string) string { return "" }}); code != 1 || errs.Len() == 0 {
 		t.Errorf("%d, %q", code, errs.String())
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -176,16 +175,16 @@ func (a *app) listContexts(s profile.Store, _ []string) error {
 	if a.json {
 		return errors.Join(a.printJSON(map[string]any{"contexts": all}), faults)
 	}
-	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "CONTEXT\tSELECTED\tURL\tDESCRIPTION")
+	w := a.table()
+	w.row("CONTEXT", "SELECTED", "URL", "DESCRIPTION")
 	for _, c := range all {
 		mark := ""
 		if c.Selected {
 			mark = "yes"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", c.Name, mark, c.URL, c.Description)
+		w.row(c.Name, mark, c.URL, c.Description)
 	}
-	return errors.Join(w.Flush(), faults)
+	return errors.Join(w.flush(), faults)
 }
 
 func (a *app) showContext(s profile.Store, args []string) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/trunkline-mq/trunkline/clients/cli/measure"
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
 	"github.com/trunkline-mq/trunkline/protocol/address"
 )
@@ -38,7 +39,8 @@ func (a *app) pubCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pub ADDRESS [BODY] [--key K] [-H name:value]… [--count N] | pub ADDRESS --lines [--file FILE]",
 		Short: "Publish a record, or every line of a file as one",
-		Long: "Publish BODY, a file, or all of standard input as one record, and print where it went.\n" +
+		Long: "Publish BODY, a file, or all of standard input as one record, and print where it went; where the\n" +
+			"input is empty, the record is.\n" +
 			"With --lines every line is a record: it ends at LF, a CR is data, an empty line is an empty\n" +
 			"record, and a last line without LF counts. With --records every line is a record in the JSON\n" +
 			"that sub and get print with --json: bytes as key_base64 and value_base64, null as null.\n\n" +
@@ -234,7 +236,7 @@ func (a *app) printResults(ctx context.Context, c *trunkline.Client, results []*
 	for _, r := range results {
 		ack, err := r.Wait(ctx)
 		if ctx.Err() != nil {
-			drain(ctx, c)
+			_ = measure.ByClient(c).Drain(ctx) // each result says what became of it
 			ack, err = r.Wait(context.WithoutCancel(ctx))
 		}
 		if err == nil {
@@ -257,23 +259,6 @@ func (a *app) printAck(ack trunkline.Ack) error {
 		return err
 	}
 	_, err := fmt.Fprintf(a.out, "%s/%d@%d %s\n", ack.Topic, ack.Partition, ack.Offset, ack.Durability)
-	return err
-}
-
-// lastAnswersPatience is how long an interrupted run waits for what is under way.
-const lastAnswersPatience = 2 * time.Second
-
-// drain waits for what is under way, an interrupted run only for a little. Every publish has its result when it returns.
-func drain(ctx context.Context, c *trunkline.Client) error {
-	cancel := context.CancelFunc(func() {})
-	if ctx.Err() != nil {
-		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), lastAnswersPatience)
-	}
-	defer cancel()
-	err := c.Flush(ctx)
-	if err != nil {
-		c.Close() // gives every record its result
-	}
 	return err
 }
 
@@ -384,7 +369,7 @@ func (a *app) publishLines(ctx context.Context, c *trunkline.Client, to string, 
 		sent++
 		size += uint64(len(m.Value))
 	}
-	unflushed := drain(ctx, c)
+	unflushed := measure.ByClient(c).Drain(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a.note("%s", t.summary(source.number(), size, time.Since(start)))
@@ -406,7 +391,7 @@ func (a *app) reportLines(t *tally, failed error) error {
 		return fmt.Errorf("%w; from there to line %d %d lines are not acknowledged", t.first, t.high, t.failures)
 	}
 	for _, err := range t.refused {
-		a.note("trunkline: %v", err)
+		a.note("trunkline: %s", inCommands(err.Error()))
 	}
 	return fmt.Errorf("lines refused: %d", t.failures)
 }

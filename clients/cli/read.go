@@ -81,8 +81,8 @@ func (a *app) subCommand() *cobra.Command {
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !f.exit { // for long: it outlives the server's restarts
-			return a.dialled(func(ctx context.Context, c *trunkline.Client, args []string) error {
-				return p.finish(p.follow(ctx, c, args[0]), true)
+			return a.dialled(func(ctx context.Context, c *trunkline.Client, _ []string) error {
+				return p.finish(p.follow(ctx, c, addr), true)
 			}, trunkline.WithHooks(a.connectionHooks()))(cmd, args)
 		}
 		return a.connected(func(ctx context.Context, c *trunkline.Client, _ []string) error {
@@ -257,13 +257,31 @@ func (p *printer) finish(err error, always bool) error {
 	return err
 }
 
+// beginnings are where to go on in the partitions of an address as long as nothing has come; none where the address
+// names no topic that exists.
+func beginnings(ctx context.Context, c *trunkline.Client, addr address.Address) map[place]trunkline.Offset {
+	begins := make(map[place]trunkline.Offset)
+	if address.ValidTopic(string(addr.Topic)) != nil {
+		return begins
+	}
+	list, _ := c.Offsets(ctx, addr.String()) // what stands in the way stands in the subscription's way, too
+	for _, at := range list {
+		if at.Error == "" {
+			begins[place{string(addr.Topic), at.Partition}] = at.Offset
+		}
+	}
+	return begins
+}
+
 // follow prints what comes. Damage in the log is reported and passed over, and makes the command fail in the end.
-func (p *printer) follow(ctx context.Context, c *trunkline.Client, to string) error {
-	sub, err := c.Subscribe(ctx, to)
+func (p *printer) follow(ctx context.Context, c *trunkline.Client, to address.Address) error {
+	begins := beginnings(ctx, c, to)
+	sub, err := c.Subscribe(ctx, to.String())
 	if err != nil {
 		return err
 	}
 	defer sub.Stop()
+	p.positions.taken = begins
 	var damage, last error
 	for r, err := range sub.Messages(ctx) {
 		if last = err; err != nil {

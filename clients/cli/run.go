@@ -130,12 +130,18 @@ func run(ctx context.Context, args []string, s streams) int {
 
 // report says what went wrong, and where a person finds more on it.
 func (a *app) report(err error) {
-	fmt.Fprintf(a.streams.err, "%s %v\n", a.paint(a.streams.err, red, "trunkline:"), err)
+	fmt.Fprintf(a.streams.err, "%s %s\n", a.paint(a.streams.err, red, "trunkline:"), inCommands(err.Error()))
 	if server, ok := errors.AsType[*trunkline.ServerError](err); ok && a.terminal(a.streams.err) {
 		if _, known := server.Code.Advice(); known {
 			fmt.Fprintf(a.streams.err, "more: trunkline errors %s\n", server.Code)
 		}
 	}
+}
+
+// inCommands says this program's commands where the server's advice says the protocol's.
+func inCommands(text string) string {
+	return strings.NewReplacer("TOPIC CREATE", "trunkline topic create", "TOPIC ALTER", "trunkline topic alter", "TOPIC INFO", "trunkline topic info",
+		"TOPIC LIST", "trunkline topic ls", "PLUGIN INFO", "trunkline plugin info", "PLUGIN LIST", "trunkline plugin ls", "partitions=N", "--partitions N").Replace(text)
 }
 
 // The exit codes of failures.

@@ -246,16 +246,16 @@ func (a *app) listTopics(ctx context.Context, c *trunkline.Client, _ []string) e
 	if a.json {
 		return a.printJSON(map[string][]trunkline.Topic{"topics": append([]trunkline.Topic{}, topics...)})
 	}
-	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "TOPIC\tPARTITIONS")
+	w := a.table()
+	w.row("TOPIC", "PARTITIONS")
 	for _, t := range topics {
 		if t.Error != "" {
-			fmt.Fprintf(w, "%s\t%s\n", t.Name, t.Error)
+			w.row(t.Name, string(t.Error))
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%d\n", t.Name, len(t.Partitions))
+		w.row(t.Name, strconv.Itoa(len(t.Partitions)))
 	}
-	return w.Flush()
+	return w.flush()
 }
 
 func (a *app) describeTopic(ctx context.Context, c *trunkline.Client, args []string) error {
@@ -267,14 +267,14 @@ func (a *app) describeTopic(ctx context.Context, c *trunkline.Client, args []str
 		return a.printJSON(t)
 	}
 	fmt.Fprintf(a.out, "topic %s, id %s\n", t.Name, t.ID)
-	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	settings := a.table()
 	for _, key := range slices.Sorted(maps.Keys(t.Settings)) {
-		fmt.Fprintf(w, "  %s\t%v\n", key, t.Settings[key])
+		settings.row("  "+key, fmt.Sprint(t.Settings[key]))
 	}
-	if err := w.Flush(); err != nil {
+	if err := settings.flush(); err != nil {
 		return err
 	}
-	w = tabwriter.NewWriter(a.out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "PARTITION\tLEADER\tLOG START\tHIGH WATERMARK\tLOG END\tBYTES\tSEGMENTS\t")
 	for _, p := range t.Partitions {
 		if p.Log == nil {

@@ -169,7 +169,7 @@ func (c *Client) NewConsumer(ctx context.Context, addresses []string, opts ...Co
 	if err := c.add(r); err != nil {
 		return nil, err
 	}
-	r.taker.names = make(map[string]string)
+	r.taker.names = make(names)
 	r.wg.Go(r.run)
 	return r, nil
 }

@@ -17,7 +17,6 @@ type queue struct {
 	sink *sink
 	id   PartitionID   // -1: the server places the records
 	wake chan struct{} // one slot: something has changed
-	next Offset        // behind what was acknowledged last; the queue's goroutine's
 
 	mu      sync.Mutex
 	waiting []*outBatch   // guarded by mu; the last may be open
@@ -268,12 +267,6 @@ func (q *queue) deliverBatch(ctx context.Context, b *outBatch) {
 		ack, err := q.send(ctx, b, packed)
 		switch {
 		case err == nil:
-			if ack.Offset >= 0 {
-				if ack.Offset < q.next { // another log than before: what is its topic's plan?
-					s.startReplan()
-				}
-				q.next = ack.Offset + Offset(len(b.promises))
-			}
 			q.settle(b, &sent{ack: ack, packed: len(packed), plain: plain}, nil)
 			return
 		case q.isStale(b, err), hasCode(err, errcode.TooLarge) && len(b.promises) > 1 && !b.resized:

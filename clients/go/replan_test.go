@@ -30,22 +30,24 @@ func TestARecordIsTriedUntilItsTime(t *testing.T) {
 
 // TestARecordThatWaitedTooLongIsNotSent: the one before it in its partition took all of its time.
 func TestARecordThatWaitedTooLongIsNotSent(t *testing.T) {
-	tried := make(chan struct{}, 1_000_000)
-	s, c := fake(t, nil, WithHooks(Hooks{Retried: func(Retried) { tried <- struct{}{} }}))
+	s, c := fake(t, nil)
 	ctx := longContext(t)
-	p := producer(t, c, WithRecordTimeout(50*time.Millisecond))
-	if _, err := p.ProduceSync(ctx, "t/0", &Message{}); err != nil {
+	if err := c.CreateTopic(ctx, "t", TopicConfig{}); err != nil {
 		t.Fatal(err)
 	}
+	const patience = 50 * time.Millisecond
+	p := producer(t, c, WithRecordTimeout(patience))
 	s.Fail(errcode.StorageUnavailable, 1_000_000)
-	if err := p.Produce(ctx, "t/0", &Message{}, nil); err != nil {
+	failing, over := make(chan struct{}), make(chan struct{})
+	if err := p.Produce(ctx, "t/0", &Message{}, func(Ack, error) { close(failing); <-over }); err != nil {
 		t.Fatal(err)
 	}
-	<-tried
+	<-failing
 	var last results
 	if err := p.Produce(ctx, "t/0", &Message{}, last.take); err != nil {
 		t.Fatal(err)
 	}
+	time.AfterFunc(patience, func() { close(over) })
 	if err := p.Flush(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -127,9 +129,15 @@ func TestATopicThatComesBackSmallerLosesNoRecord(t *testing.T) {
 	}
 }
 
-// TestATopicThatComesBackLargerIsNoticed: its first plan has the number that the old one's first plan had.
+// TestATopicThatComesBackLargerIsNoticed: its plan begins above that of the old one, so that the first record is refused.
 func TestATopicThatComesBackLargerIsNoticed(t *testing.T) {
-	_, c := fake(t, nil)
+	stale := make(chan struct{}, 10)
+	_, c := fake(t, nil, WithHooks(Hooks{Retried: func(r Retried) {
+		if !hasCode(r.Err, errcode.PlanStale) {
+			t.Errorf("sent again after %v; want PLAN_STALE", r.Err)
+		}
+		stale <- struct{}{}
+	}}))
 	ctx := longContext(t)
 	key := keyOf(t, 5, 8)
 	p := producer(t, c)
@@ -138,14 +146,13 @@ func TestATopicThatComesBackLargerIsNoticed(t *testing.T) {
 		if err := c.CreateTopic(ctx, "t", TopicConfig{Partitions: partitions}); err != nil {
 			t.Fatal(err)
 		}
-		for range 2 {
-			if _, err := p.ProduceSync(ctx, "t#"+key, &Message{}); err != nil {
-				t.Fatal(err)
-			}
+		ack, err := p.ProduceSync(ctx, "t#"+key, &Message{})
+		if err != nil || partitions == 8 && ack.Partition != 5 {
+			t.Fatalf("%+v, %v; want partition 5 of 8", ack, err)
 		}
 	}
-	if ack, err := p.ProduceSync(ctx, "t#"+key, &Message{}); err != nil || ack.Partition != 5 {
-		t.Fatalf("%+v, %v; want partition 5", ack, err)
+	if len(stale) != 1 {
+		t.Errorf("%d batches were sent again; want the one that was refused", len(stale))
 	}
 }
 

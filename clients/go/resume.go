@@ -68,19 +68,15 @@ func newResume(s *stream, d *dialer, addr string) *resume {
 	return r
 }
 
-// learn asks where the topic stands before it is subscribed to, so that a partition that has delivered nothing by the time
-// the connection ends is not passed over.
+// learn asks where the topic stands, which is its end unless the address says otherwise, before it is subscribed to, so that a
+// partition that has delivered nothing by the time the connection ends is not passed over.
 func (r *resume) learn(l *link) {
 	if r.link = l; r.topic == "" {
 		return
 	}
-	where := r.first
-	if where == r.subject {
-		where += "@latest"
-	}
 	// What cannot be sent says so to the SUB behind it.
-	_ = l.send("METADATA "+r.topic, request{done: func(a answer) { r.identify(a) }})
-	_ = l.send("OFFSETS "+where, request{done: func(a answer) {
+	_ = l.send("METADATA "+r.topic, request{done: r.identify})
+	_ = l.send("OFFSETS "+r.first, request{done: func(a answer) {
 		list, err := offsetsOf(a)
 		t := r.topics[r.topic]
 		if err != nil || t == nil {

@@ -58,9 +58,9 @@ type stream struct {
 type gathered struct {
 	ready []batch // whole, not yet handed over
 	next  batch
-	arena []byte
+	arena arena
 	topic string
-	names map[string]string
+	names names
 	head  []record.Header // scratch
 }
 
@@ -70,7 +70,7 @@ func (c *Client) newStream(ctx context.Context, about, again string) (*stream, e
 	s := &stream{
 		client: c, about: about, queue: make(chan batch, batchesMax), stop: make(chan struct{}), first: make(chan struct{}),
 	}
-	s.gathered.names = make(map[string]string)
+	s.gathered.names = make(names)
 	if err := c.add(s); err != nil {
 		return nil, err
 	}
@@ -187,9 +187,6 @@ func (s *stream) drained() error {
 	return nil
 }
 
-// namesMax bounds the header names that are kept to be reused.
-const namesMax = 256
-
 func (s *stream) message(f *line.Frame) error {
 	a, err := address.Parse(f.Subject)
 	live := err != nil || a.Position.Kind != address.Offset || a.Partition < 0
@@ -201,8 +198,9 @@ func (s *stream) message(f *line.Frame) error {
 	if s.resume != nil && !s.resume.wants(topic, a.Partition, Offset(a.Position.N), f.SID) {
 		return nil
 	}
-	header, value := s.copy(f)
-	in := record.Record{Value: value, Headers: s.gathered.head[:0]}
+	g := &s.gathered
+	header, value := g.arena.keep(f.Header), g.arena.keep(f.Payload) // out of the parser's buffer
+	in := record.Record{Value: value, Headers: g.head[:0]}
 	if live {
 		in.Timestamp = time.Now().UnixMilli()
 	}
@@ -213,7 +211,7 @@ func (s *stream) message(f *line.Frame) error {
 			in.Headers = in.Headers[:0]
 		}
 	}
-	s.gathered.head = in.Headers
+	g.head = in.Headers
 	out := Record{
 		Topic: topic, Partition: a.Partition, Offset: Offset(a.Position.N),
 		Timestamp: time.UnixMilli(in.Timestamp).UTC(), Key: in.Key, Value: in.Value,
@@ -221,47 +219,15 @@ func (s *stream) message(f *line.Frame) error {
 	if len(in.Headers) > 0 {
 		out.Headers = make([]Header, len(in.Headers))
 		for i, h := range in.Headers {
-			out.Headers[i] = Header{Name: s.name(h.Key), Value: h.Value}
+			out.Headers[i] = Header{Name: g.names.of(h.Key), Value: h.Value}
 		}
 	}
-	s.gathered.next.records = append(s.gathered.next.records, out)
+	g.next.records = append(g.next.records, out)
 	if !s.seen {
 		s.seen = true
 		close(s.first)
 	}
 	return nil
-}
-
-// arenaBytes is the memory that small records share.
-const arenaBytes = 64 << 10
-
-// copy moves a frame's bytes out of the parser's buffer.
-func (s *stream) copy(f *line.Frame) (header, value []byte) {
-	n := len(f.Header) + len(f.Payload)
-	arena := &s.gathered.arena
-	if cap(*arena)-len(*arena) < n {
-		if n > arenaBytes/4 {
-			own := append(append(make([]byte, 0, n), f.Header...), f.Payload...)
-			return own[:len(f.Header):len(f.Header)], own[len(f.Header):]
-		}
-		*arena = make([]byte, 0, arenaBytes)
-	}
-	start := len(*arena)
-	*arena = append(append(*arena, f.Header...), f.Payload...)
-	end, body := len(*arena), start+len(f.Header)
-	return (*arena)[start:body:body], (*arena)[body:end:end]
-}
-
-func (s *stream) name(b []byte) string {
-	names := s.gathered.names
-	if n, ok := names[string(b)]; ok {
-		return n
-	}
-	n := string(b)
-	if len(names) < namesMax {
-		names[n] = n
-	}
-	return n
 }
 
 // messages yields records until the stream ends, ctx ends or the consumer breaks. One at a time.

@@ -137,7 +137,7 @@ func PubSub(ctx context.Context, c *trunkline.Client, to, from string, o Options
 	start := time.Now()
 	by := ByClient(c)
 	sent := m.publish(ctx, by, to, start, l.expect)
-	err = by.drain(ctx)
+	err = by.Drain(ctx)
 	if m.failure() != nil || err != nil {
 		stopReceiving()
 	}

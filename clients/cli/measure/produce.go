@@ -41,7 +41,7 @@ func Produce(ctx context.Context, by Publisher, to string, o Options) (Result, e
 	m := newMeter(o)
 	start := time.Now()
 	sent := m.publish(ctx, by, to, start, nil)
-	err := by.drain(ctx)
+	err := by.Drain(ctx)
 	took := time.Since(start)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -53,8 +53,8 @@ func Produce(ctx context.Context, by Publisher, to string, o Options) (Result, e
 	return r, err
 }
 
-// drain waits for what is under way, an interrupted run only for a little. Every publish has its result when it returns.
-func (by Publisher) drain(ctx context.Context) error {
+// Drain waits for what is under way, an interrupted run only for a little. Every publish has its result when it returns.
+func (by Publisher) Drain(ctx context.Context) error {
 	cancel := context.CancelFunc(func() {})
 	if ctx.Err() != nil {
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), lastAnswersPatience)
