@@ -2,13 +2,19 @@ package lend_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
 	"github.com/trunkline-mq/trunkline/plugins/storage/filelog"
@@ -43,12 +49,12 @@ func (f slowFile) Sync() error {
 const (
 	manyPartitions = 100
 	syncDelay      = 2 * time.Millisecond
-	syncRun        = 500 * time.Millisecond
+	syncRun        = 3 * time.Second
 )
 
 // BenchmarkSlowSync appends 4 KiB at a time, one group outstanding a partition, to one partition and to a hundred, with
-// and without a delay in each sync; and to one partition as many bytes at a time as a hundred have outstanding. It
-// reports the rate of a hundred against that of the one.
+// and without a delay in each sync; and to one partition as many bytes at a time as a hundred have outstanding, beside
+// bare files that are written and synced like that. It reports the rate of a hundred against that of the one.
 func BenchmarkSlowSync(b *testing.B) {
 	for name, c := range map[string]struct {
 		delay time.Duration
@@ -66,6 +72,13 @@ func BenchmarkSlowSync(b *testing.B) {
 				b.ReportMetric(one/1e6, "one-MB/s")
 				b.ReportMetric(many/1e6, "many-MB/s")
 				b.ReportMetric(many/one, "ratio")
+				if c.alone > 1 {
+					manyFiles := bareFor(b, manyPartitions, 4<<10)
+					oneFile := bareFor(b, 1, c.alone*(4<<10))
+					b.ReportMetric(manyFiles/oneFile, "bare-ratio")
+					b.ReportMetric(many/manyFiles, "many-of-bare")
+					b.ReportMetric(one/oneFile, "one-of-bare")
+				}
 			}
 		})
 	}
@@ -155,12 +168,13 @@ func appendFor(b *testing.B, under string, o load) float64 {
 	for i, l := range logs {
 		writers.Go(func() {
 			one := kibibytes4()
+			bytes := slices.Repeat([]byte(one), batches)
 			for time.Since(start) < syncRun {
-				g := lend.Group{Base: l.End(), Next: l.End()}
-				for range batches {
-					batch := record.Batch(append([]byte(nil), one...))
+				g := lend.Group{Bytes: bytes, Base: l.End(), Next: l.End()}
+				for at := 0; at < len(bytes); at += len(one) {
+					batch := record.Batch(bytes[at : at+len(one)])
 					batch.SetBase(g.Next)
-					g.Bytes, g.Next = append(g.Bytes, batch...), batch.NextOffset()
+					g.Next = batch.NextOffset()
 				}
 				if err := l.Append(context.Background(), g); err != nil {
 					b.Error(err)
@@ -177,6 +191,40 @@ func appendFor(b *testing.B, under string, o load) float64 {
 		sum += n
 	}
 	return float64(sum) / took
+}
+
+// bareFor returns the bytes a second that so many files take together, each of which is written and synced by itself, so
+// many bytes at a time: what the file system gives to somebody who does nothing else.
+func bareFor(b *testing.B, files, bytes int) float64 {
+	b.Helper()
+	data := b.TempDir()
+	var sum atomic.Int64
+	var writers sync.WaitGroup
+	start := time.Now()
+	for i := range files {
+		dir := filepath.Join(data, fmt.Sprint(i)) // of its own, as a partition's
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			b.Fatal(err)
+		}
+		f, err := os.Create(filepath.Join(dir, "log"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		writers.Go(func() {
+			defer func() { _ = f.Close() }() // everything is synced
+			buf := make([]byte, bytes)
+			for pos := int64(0); time.Since(start) < syncRun; pos += int64(bytes) {
+				_, err := f.WriteAt(buf, pos)
+				if err := errors.Join(err, unix.Fdatasync(int(f.Fd()))); err != nil {
+					b.Error(err)
+					return
+				}
+				sum.Add(int64(bytes))
+			}
+		})
+	}
+	writers.Wait()
+	return float64(sum.Load()) / time.Since(start).Seconds()
 }
 
 // kibibytes4 is a batch of one record, of about 4 KiB.
