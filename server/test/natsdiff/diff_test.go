@@ -77,6 +77,11 @@ func startNATS(t *testing.T) string {
 
 func startNATSWith(t *testing.T, o *natsd.Options) string {
 	t.Helper()
+	return startServer(t, o).Addr().String()
+}
+
+func startServer(t *testing.T, o *natsd.Options) *natsd.Server {
+	t.Helper()
 	o.Host, o.Port, o.NoLog, o.NoSigs = "127.0.0.1", -1, true, true
 	s, err := natsd.NewServer(o)
 	if err != nil {
@@ -87,7 +92,7 @@ func startNATSWith(t *testing.T, o *natsd.Options) string {
 	if !s.ReadyForConnections(harness.Patience) {
 		t.Fatal("nats-server is not ready")
 	}
-	return s.Addr().String()
+	return s
 }
 
 // outcome is what all clients were sent after one step. What reaches several subscriptions of a client comes in no

@@ -8,6 +8,8 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -72,6 +74,66 @@ func TestSilentClientsAreGivenUpAlike(t *testing.T) {
 		slices.Sort(got)
 		if want := []string{"-ERR 'Stale Connection'", "PING", "PING", "PONG"}; !slices.Equal(got, want) || last != want[0] {
 			t.Errorf("%s says %q, and last %q", name, got, last)
+		}
+	}
+}
+
+// TestLameDucksLeaveAlike: a server that is to go says so to who is connected, goes on serving, takes nobody else, and
+// ends the connection without a word that would keep a library from connecting elsewhere.
+func TestLameDucksLeaveAlike(t *testing.T) {
+	const grace, spread = 300 * time.Millisecond, 200 * time.Millisecond
+	theirs := startServer(t, &natsd.Options{LameDuckGracePeriod: grace, LameDuckDuration: grace + spread})
+	ours := harness.StartIn(t, []string{"TRUNKLINE_TOPICS_AUTO_CREATE=false",
+		"TRUNKLINE_LIMITS_LAME_DUCK_GRACE=" + grace.String(), "TRUNKLINE_LIMITS_LAME_DUCK_SPREAD=" + spread.String()})
+	var retiring sync.WaitGroup
+	defer retiring.Wait()
+	want := leave(t, theirs.Addr().String(), func() { retiring.Go(theirs.LameDuckShutdown) })
+	got := leave(t, ours.Client, func() {
+		if err := syscall.Kill(ours.PID(), syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if !slices.Equal(want, got) {
+		t.Errorf("nats-server: %q\ntrunkline:   %q", want, got)
+	}
+}
+
+// leave returns what a client is told of a server that is made to go: of INFO the fields that say where else to go.
+func leave(t *testing.T, addr string, retire func()) (told []string) {
+	t.Helper()
+	nc, err := net.DialTimeout("tcp", addr, harness.Patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = nc.Close() }()
+	_ = nc.SetDeadline(time.Now().Add(harness.Patience))
+	if _, err := io.WriteString(nc, library+"SUB foo 1\r\nPING\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(nc)
+	for gone := false; ; {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return told
+		}
+		line = strings.TrimRight(line, "\r\n")
+		if text, ok := strings.CutPrefix(line, "INFO "); ok {
+			var info struct {
+				LameDuck bool     `json:"ldm"`
+				URLs     []string `json:"connect_urls"`
+			}
+			if err := json.Unmarshal([]byte(text), &info); err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			if line = fmt.Sprintf("INFO ldm=%t connect_urls=%q", info.LameDuck, info.URLs); info.LameDuck && !gone {
+				gone = true
+				if _, err := io.WriteString(nc, "PUB foo 2\r\nhi\r\nPING\r\n"); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if told = append(told, line); line == "PONG" && !gone {
+			retire()
 		}
 	}
 }
