@@ -247,3 +247,10 @@ func IsAnswer(err error) bool {
 // ErrGone is no Store's answer: its process, or the connection to it, is gone. A call that was under way may have been
 // carried out; re-adoption tells.
 var ErrGone = errors.New("storage plugin is gone")
+
+// ErrNoAnswer is no Store's answer either: it did not answer in time, or its caller gave up. What was asked may have been
+// done, or may yet be: the process has to end before anything else is asked of the partition.
+var ErrNoAnswer = errors.New("storage plugin did not answer in time")
+
+// ErrBadAnswer says that a store answered what cannot be true. Nothing of the answer was used.
+var ErrBadAnswer = errors.New("storage plugin gave an answer that cannot be right")

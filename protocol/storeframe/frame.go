@@ -3,7 +3,9 @@
 // append through; requests on it are answered in order.
 //
 // It is pure: it encodes headers and takes them apart, and knows no socket. Who uses it bounds what it reads by
-// PayloadMax, and sends the payload right behind the header.
+// PayloadMax, and sends the payload right behind the header, or puts it into memory that both ends have: a window, whose
+// descriptor the sender of groups offers with the header of an append. An answer that says it was taken allows to place
+// payloads there from then on; a receiver that knows no windows says nothing, and is sent every payload.
 package storeframe
 
 import (
@@ -56,14 +58,16 @@ var ErrFrame = errors.New("frame is malformed")
 //
 //	  0        4    5       8          16         24         32       36       40           48
 //	+--------+----+-------+----------+----------+----------+--------+--------+------------+ payload
-//	| length | op | 0 0 0 | lease    | base     | next     | epoch  | sum    | max        | length bytes
+//	| length | op | p 0 0 | lease    | base     | next     | epoch  | sum    | max        | length bytes
 //	|        |    |       |          | or offset| or limit |        |        | timestamp  |
 //	+--------+----+-------+----------+----------+----------+--------+--------+------------+
 //
-// A read has an offset, a limit in bytes, no payload, and zeroes elsewhere.
+// Where p is 1, no payload follows: it lies at the beginning of the window. A read has an offset, a limit in bytes, no
+// payload, and zeroes elsewhere.
 type Request struct {
 	Op           Op
-	Length       int // of the payload
+	Length       int  // of the payload
+	Placed       bool // the payload lies in the window
 	Lease        uint64
 	Base, Next   record.Offset
 	Epoch        record.Epoch
@@ -72,10 +76,17 @@ type Request struct {
 	Limit        int64 // of a read
 }
 
+func bit(is bool) byte {
+	if is {
+		return 1
+	}
+	return 0
+}
+
 // AppendTo appends the header to dst.
 func (r *Request) AppendTo(dst []byte) []byte {
 	dst = binary.BigEndian.AppendUint32(dst, uint32(r.Length))
-	dst = append(dst, byte(r.Op), 0, 0, 0)
+	dst = append(dst, byte(r.Op), bit(r.Placed), 0, 0)
 	dst = binary.BigEndian.AppendUint64(dst, r.Lease)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(r.Base))
 	if r.Op == OpRead {
@@ -99,14 +110,14 @@ func ParseRequest(h []byte) (Request, error) {
 		MaxTimestamp: int64(binary.BigEndian.Uint64(h[40:])),
 	}
 	length, field := binary.BigEndian.Uint32(h), int64(binary.BigEndian.Uint64(h[24:]))
-	if h[5]|h[6]|h[7] != 0 || length > PayloadMax || r.Base < 0 {
+	if h[5] > 1 || h[6]|h[7] != 0 || length > PayloadMax || r.Base < 0 {
 		return Request{}, fmt.Errorf("%w: request % x", ErrFrame, h[:16])
 	}
-	r.Length = int(length)
+	r.Length, r.Placed = int(length), h[5] == 1
 	switch {
 	case r.Op == OpAppend && r.Length > 0 && field > int64(r.Base):
 		r.Next = record.Offset(field)
-	case r.Op == OpRead && r.Length == 0 && field > 0 && r.Lease|uint64(r.Epoch)|uint64(r.Sum)|uint64(r.MaxTimestamp) == 0:
+	case r.Op == OpRead && r.Length == 0 && !r.Placed && field > 0 && r.Lease|uint64(r.Epoch)|uint64(r.Sum)|uint64(r.MaxTimestamp) == 0:
 		r.Limit = field
 	default:
 		return Request{}, fmt.Errorf("%w: request %d of %d bytes, %d to %d", ErrFrame, r.Op, r.Length, r.Base, field)
@@ -118,13 +129,15 @@ func ParseRequest(h []byte) (Request, error) {
 //
 //	  0        4    5        6     8           16       20       24
 //	+--------+----+--------+-----+-----------+--------+--------+ payload
-//	| length | op | status | 0 0 | base      | epoch  | sum    | length bytes
+//	| length | op | status | w 0 | base      | epoch  | sum    | length bytes
 //	+--------+----+--------+-----+-----------+--------+--------+
 //
-// Base, epoch and sum are those of the request: they say which group it was. The payload is batches, or why not.
+// Base, epoch and sum are those of the request: they say which group it was. The payload is batches, or why not. Where w
+// is 1, the window that came with the append was taken.
 type Answer struct {
 	Op     Op
 	Status Status
+	Window bool // the one that was offered was taken
 	Length int
 	Base   record.Offset
 	Epoch  record.Epoch
@@ -134,7 +147,7 @@ type Answer struct {
 // AppendTo appends the header to dst.
 func (a *Answer) AppendTo(dst []byte) []byte {
 	dst = binary.BigEndian.AppendUint32(dst, uint32(a.Length))
-	dst = append(dst, byte(a.Op), byte(a.Status), 0, 0)
+	dst = append(dst, byte(a.Op), byte(a.Status), bit(a.Window), 0)
 	dst = binary.BigEndian.AppendUint64(dst, uint64(a.Base))
 	dst = binary.BigEndian.AppendUint32(dst, uint32(a.Epoch))
 	return binary.BigEndian.AppendUint32(dst, a.Sum)
@@ -146,7 +159,7 @@ func ParseAnswer(h []byte) (Answer, error) {
 		return Answer{}, fmt.Errorf("%w: an answer of %d bytes", ErrFrame, len(h))
 	}
 	a := Answer{
-		Op: Op(h[4]), Status: Status(h[5]), Base: record.Offset(binary.BigEndian.Uint64(h[8:])),
+		Op: Op(h[4]), Status: Status(h[5]), Window: h[6] == 1, Base: record.Offset(binary.BigEndian.Uint64(h[8:])),
 		Epoch: record.Epoch(binary.BigEndian.Uint32(h[16:])), Sum: binary.BigEndian.Uint32(h[20:]),
 	}
 	length := binary.BigEndian.Uint32(h)
@@ -157,7 +170,7 @@ func ParseAnswer(h []byte) (Answer, error) {
 	case a.Status == OK:
 		most = PayloadMax
 	}
-	if h[6]|h[7] != 0 || a.Op != OpAppend && a.Op != OpRead || a.Status > NotOpen || length > most {
+	if h[6] > 1 || a.Window && a.Op != OpAppend || h[7] != 0 || a.Op != OpAppend && a.Op != OpRead || a.Status > NotOpen || length > most {
 		return Answer{}, fmt.Errorf("%w: answer % x", ErrFrame, h[:8])
 	}
 	a.Length = int(length)

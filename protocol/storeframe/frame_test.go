@@ -14,6 +14,7 @@ func requests() []storeframe.Request {
 		{Op: storeframe.OpAppend, Length: 70, Lease: 1 << 40, Base: 5, Next: 9, Epoch: 3, Sum: 0xdeadbeef, MaxTimestamp: -1},
 		{Op: storeframe.OpAppend, Length: storeframe.PayloadMax, Base: 0, Next: 1},
 		{Op: storeframe.OpRead, Base: 1 << 50, Limit: 1},
+		{Op: storeframe.OpAppend, Length: 1 << 20, Placed: true, Base: 5, Next: 6},
 	}
 }
 
@@ -23,6 +24,8 @@ func answers() []storeframe.Answer {
 		{Op: storeframe.OpAppend, Status: storeframe.Full, Length: storeframe.TextMax, Base: 5},
 		{Op: storeframe.OpRead, Length: storeframe.PayloadMax, Base: 7},
 		{Op: storeframe.OpRead, Status: storeframe.NotOpen, Length: 3},
+		{Op: storeframe.OpAppend, Window: true, Base: 5, Sum: 1},
+		{Op: storeframe.OpAppend, Status: storeframe.Failed, Window: true, Length: 4},
 	}
 }
 
@@ -48,6 +51,7 @@ func TestHeadersThatCannotBe(t *testing.T) {
 		"long":                func(h []byte) []byte { return append(h, 0) },
 		"a reserved byte":     func(h []byte) []byte { h[6] = 1; return h },
 		"an unknown op":       func(h []byte) []byte { h[4] = 9; return h },
+		"an unknown place":    func(h []byte) []byte { h[5] = 2; return h },
 		"a payload too large": func(h []byte) []byte { h[0] = 0xff; return h },
 		"no payload":          func(h []byte) []byte { copy(h, []byte{0, 0, 0, 0}); return h },
 		"a negative base":     func(h []byte) []byte { h[16] = 0x80; return h },
@@ -58,7 +62,7 @@ func TestHeadersThatCannotBe(t *testing.T) {
 		}
 	}
 	for name, spoil := range map[string]func(h []byte){
-		"a payload": func(h []byte) { h[3] = 1 }, "a lease": func(h []byte) { h[15] = 1 }, "no limit": func(h []byte) { h[31] = 0 },
+		"a payload": func(h []byte) { h[3] = 1 }, "a place": func(h []byte) { h[5] = 1 }, "a lease": func(h []byte) { h[15] = 1 }, "no limit": func(h []byte) { h[31] = 0 },
 		"an epoch": func(h []byte) { h[35] = 1 }, "a time": func(h []byte) { h[47] = 1 },
 	} {
 		h := read.AppendTo(nil)
@@ -71,6 +75,8 @@ func TestHeadersThatCannotBe(t *testing.T) {
 		"short":             func(h []byte) []byte { return h[:len(h)-1] },
 		"a reserved byte":   func(h []byte) []byte { h[7] = 1; return h },
 		"an unknown op":     func(h []byte) []byte { h[4] = 0; return h },
+		"an unknown window": func(h []byte) []byte { h[6] = 2; return h },
+		"a read's window":   func(h []byte) []byte { h[4], h[6] = byte(storeframe.OpRead), 1; return h },
 		"an unknown status": func(h []byte) []byte { h[5] = 200; return h },
 		"a payload":         func(h []byte) []byte { h[3] = 1; return h },
 	} {

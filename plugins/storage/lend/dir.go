@@ -67,7 +67,7 @@ type Dir struct {
 	instance string
 	log      *slog.Logger
 	syncs    chan struct{}
-	transits chan struct{}
+	asking   asking
 	files    *Budget
 	told     told
 
@@ -104,7 +104,7 @@ func NewDir(o Options) *Dir {
 	}
 	return &Dir{
 		fs: o.FS, instance: o.Instance, log: o.Logger,
-		syncs: make(chan struct{}, o.SyncParallel), transits: make(chan struct{}, transits),
+		syncs: make(chan struct{}, o.SyncParallel), asking: asking{transits: make(chan struct{}, transits), doubts: make(map[storage.Partition]doubt)},
 		files:   o.Budget,
 		changed: make(chan struct{}), fenced: make(chan struct{}), recovered: make(chan struct{}),
 		logs: make(map[*Log]struct{}), inodes: make(map[inode]*Log),
@@ -120,7 +120,7 @@ func (d *Dir) Description() storage.Description {
 
 // Adopt makes p the plugin of this directory: it takes its canary and re-opens every log, those that hold a lease with
 // Held (§7), those that lost it to a fence by recovery (§3). On return calls go to p. A log that cannot be re-opened
-// stops alone; an error means that p itself is of no use.
+// stops alone, and Run tries it again; an error means that p itself is of no use.
 func (d *Dir) Adopt(ctx context.Context, p *Plugin) error {
 	if d.offline() {
 		return ErrOffline
@@ -141,7 +141,14 @@ func (d *Dir) Adopt(ctx context.Context, p *Plugin) error {
 
 	d.mu.Lock()
 	wasFenced := d.fence != nil
+	d.asking.adopting = true
+	clear(d.asking.doubts)
 	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.asking.adopting = false
+	}()
 	d.learn(desc)
 	_ = d.replaceCanary(canary) // nothing was ever written through the old one
 	logs := d.all()
@@ -175,7 +182,7 @@ func (d *Dir) reopenAll(ctx context.Context, p *Plugin, logs []*Log) error {
 				return err
 			}
 			if err != nil {
-				d.log.Error("partition stays down", "partition", l.part.String(), "err", err)
+				l.complain(err)
 			}
 			return nil
 		})

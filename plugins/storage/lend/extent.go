@@ -90,6 +90,9 @@ func (e *Extent) measure(at place, size int64, b bounds) error {
 	e.position, e.Base = -1, at.offset
 	for pos := at.position; pos < size; {
 		h, err := e.header(pos)
+		if err != nil && e.Size > 0 {
+			return nil // what lies before the damage is whole; who comes for the next batch hears of it
+		}
 		if err != nil {
 			return err
 		}

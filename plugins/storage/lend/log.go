@@ -41,6 +41,8 @@ type OpenOptions struct {
 	// Reopened is called, with no lock held, when the log was opened anew under readers that may have been turned away,
 	// or may have read beyond what End says now: after a fence or a cut. nil: nobody wants to know.
 	Reopened func()
+	// Wait bounds how long the first open waits for a plugin and for a descriptor; 0: until its context ends.
+	Wait time.Duration
 	Settings
 }
 
@@ -114,20 +116,30 @@ func (d *Dir) Open(ctx context.Context, part storage.Partition, o OpenOptions) (
 // openAt opens l at the plugin there is, which it returns, and makes it one of the directory's logs.
 func (l *Log) openAt(ctx context.Context, req storage.OpenRequest) (*storage.Cut, *Plugin, error) {
 	d := l.dir
-	p, err := d.store(ctx)
+	wait := ctx
+	if l.opt.Wait > 0 {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeout(ctx, l.opt.Wait)
+		defer cancel()
+	}
+	p, err := d.store(wait)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := d.makeRoom(ctx); err != nil {
+	if err := d.mayAsk(l.part, p); err != nil {
+		return nil, nil, err
+	}
+	if err := d.makeRoom(wait); err != nil {
 		return nil, nil, err
 	}
 	release := d.transit()
 	defer release()
 	failpoint.Hit("core.open.asking")
-	answer, err := p.Store.Open(ctx, req)
+	answer, err := d.ask(ctx, p, req)
 	failpoint.Hit("core.open.answered")
 	if err != nil {
 		d.files.give()
+		d.note(l.part, p, err)
 		return nil, p, err
 	}
 	d.mu.Lock()
@@ -137,6 +149,7 @@ func (l *Log) openAt(ctx context.Context, req storage.OpenRequest) (*storage.Cut
 		d.mu.Lock()
 		delete(d.logs, l)
 		d.mu.Unlock()
+		d.note(l.part, p, err)
 		return nil, p, err
 	}
 	return answer.Cut, p, nil
@@ -147,8 +160,8 @@ const transits = 16
 
 // transit waits until a descriptor may be on its way; release must follow.
 func (d *Dir) transit() (release func()) {
-	d.transits <- struct{}{}
-	return func() { <-d.transits }
+	d.asking.transits <- struct{}{}
+	return func() { <-d.asking.transits }
 }
 
 // replacedWait is how long the end of a process may take to be noticed after a call to it failed.
@@ -210,7 +223,7 @@ func (l *Log) install(a storage.Opened, p *Plugin) error {
 	l.lease, l.file, l.confirmed, l.down = a.Lease.Epoch, file, a.Lease.Next, nil
 	l.synced, l.unsynced = mark{a.Lease.Next, a.Lease.Position}, unsynced{written: a.Lease.Position}
 	l.notes, l.ahead = notes{}, ahead{}
-	l.use.parked, l.use.opening = false, false
+	l.use.parked, l.use.opening, l.use.again = false, false, again{}
 	l.mu.Unlock()
 	for _, s := range old {
 		if s.inode != (inode{a.Lease.Dev, a.Lease.Ino}) {
@@ -280,7 +293,8 @@ func (l *Log) take(lease storage.Lease) (vfs.File, error) {
 	return file, nil
 }
 
-// reopen makes p the plugin of l: with Held where it has a lease, by recovery below the confirmed end where not.
+// reopen makes p the plugin of l: with Held where it has a lease, by recovery below the confirmed end where not. One that
+// had no answer before is left to heal: the others do not wait for it.
 func (l *Log) reopen(ctx context.Context, p *Plugin) error {
 	if l.dir.fenceErr() != nil {
 		if l.letGoOfParked() {
@@ -290,28 +304,25 @@ func (l *Log) reopen(ctx context.Context, p *Plugin) error {
 		l.surrender(ErrFenced)
 	}
 	l.mu.Lock()
-	if l.closed || l.use.parked || l.use.opening {
+	if l.closed || l.use.parked || l.use.opening || l.use.again.late || l.use.again.barred {
+		if l.use.again.late {
+			l.use.again.due = time.Now()
+		}
 		l.mu.Unlock()
 		return nil
 	}
-	held := l.heldLocked()
-	if held != nil && l.dir.pinned() {
-		release := l.handBackLocked(held)
-		defer release()
-	}
-	req := storage.OpenRequest{
-		Partition: l.part, Instance: l.dir.instance, Epoch: l.epoch, SegmentBytes: l.set.SegmentBytes, Held: held,
-		Lazy: l.set.Sync.Mode != SyncBatch, Ceiling: -1,
-	}
-	confirmed := l.confirmed
 	l.mu.Unlock()
+	req, confirmed, release := l.request()
+	defer release()
+	held := req.Held
 	err := l.reopenWith(ctx, p, req, confirmed)
 	if l.outlived(ctx, err) {
 		return fmt.Errorf("re-open %s: %w: %w", l.part, errReplaced, err)
 	}
 	if err != nil {
-		l.surrender(err)
-		return fmt.Errorf("re-open %s: %w", l.part, err)
+		err = fmt.Errorf("re-open %s: %w", l.part, err)
+		l.stop(p, held != nil && errors.Is(err, storage.ErrNoAnswer), err)
+		return err
 	}
 	if held == nil {
 		l.reopened()
@@ -342,40 +353,79 @@ func (l *Log) reopened() {
 func (l *Log) reopenWith(ctx context.Context, p *Plugin, req storage.OpenRequest, confirmed record.Offset) error {
 	if req.Held != nil {
 		failpoint.Hit("core.readopt.asking")
-		a, err := p.Store.Open(ctx, req)
+		a, err := l.dir.ask(ctx, p, req)
 		if err != nil {
 			return err
 		}
 		failpoint.Hit("core.readopt.answered")
-		return l.adopted(a, req.Held)
+		return l.adopted(a, req.Held, nil)
 	}
-	if (req.Lazy || l.dir.pinned()) && l.opt.Advance != nil {
-		// Readers may have seen records that recovery does not find: what comes now is told apart from them (§6.5).
-		epoch, err := l.opt.Advance(ctx)
-		if err != nil {
-			return err
-		}
-		req.Epoch = epoch
-		l.mu.Lock()
-		l.epoch = epoch
-		l.mu.Unlock()
-	} else {
-		req.Ceiling = confirmed // what was not confirmed was answered as unknown, and is cut (§3)
-	}
-	a, err := p.Store.Open(ctx, req)
+	a, err := l.recoverAt(ctx, p, req, confirmed)
 	if err != nil {
 		return err
 	}
+	l.dir.files.claim() // it had one before
+	return l.install(a, nil)
+}
+
+// request is how l is asked for again, and the end of what was confirmed. What it hands over is in use until release.
+func (l *Log) request() (_ storage.OpenRequest, confirmed record.Offset, release func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	held := l.heldLocked()
+	release = func() {}
+	if held != nil && l.dir.pinned() {
+		release = l.handBackLocked(held)
+	}
+	return storage.OpenRequest{
+		Partition: l.part, Instance: l.dir.instance, Epoch: l.epoch, SegmentBytes: l.set.SegmentBytes, Held: held,
+		Lazy: l.set.Sync.Mode != SyncBatch, Ceiling: -1,
+	}, l.confirmed, release
+}
+
+// newEpoch takes a leader epoch for what comes after records that readers may have seen and recovery does not find (§6.5):
+// one for each time that the log was lost.
+func (l *Log) newEpoch(ctx context.Context) (record.Epoch, error) {
+	l.mu.Lock()
+	epoch, advanced := l.epoch, l.use.again.advanced
+	l.mu.Unlock()
+	if advanced {
+		return epoch, nil
+	}
+	epoch, err := l.opt.Advance(ctx)
+	if err != nil {
+		return 0, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.epoch, l.use.again.advanced = epoch, true
+	return epoch, nil
+}
+
+// recoverAt has p recover the log, and checks that nothing is missing that was acknowledged.
+func (l *Log) recoverAt(ctx context.Context, p *Plugin, req storage.OpenRequest, confirmed record.Offset) (storage.Opened, error) {
+	if (req.Lazy || l.dir.pinned()) && l.opt.Advance != nil {
+		epoch, err := l.newEpoch(ctx)
+		if err != nil {
+			return storage.Opened{}, err
+		}
+		req.Epoch = epoch
+	} else {
+		req.Ceiling = confirmed // what was not confirmed was answered as unknown, and is cut (§3)
+	}
+	a, err := l.dir.ask(ctx, p, req)
+	if err != nil {
+		return storage.Opened{}, err
+	}
 	if a.Lease.Next < req.Ceiling {
 		_ = a.Lease.File.Close()
-		return fmt.Errorf("%w: log ends at %d, acknowledged up to %d", ErrLostRecords, a.Lease.Next, confirmed)
+		return storage.Opened{}, fmt.Errorf("%w: log ends at %d, acknowledged up to %d", ErrLostRecords, a.Lease.Next, confirmed)
 	}
 	if a.Cut != nil {
 		l.dir.log.Warn("recovery cut the end of a partition", "partition", l.part.String(), "offset", int64(a.Cut.Offset),
 			"bytes", a.Cut.Bytes, "reason", a.Cut.Reason, "saved", a.Cut.SavedAs)
 	}
-	l.dir.files.claim() // it had one before
-	return l.install(a, nil)
+	return a, nil
 }
 
 func (l *Log) heldLocked() *storage.Held {
@@ -388,8 +438,9 @@ func (l *Log) heldLocked() *storage.Held {
 	}
 }
 
-// adopted checks the answer to an Open with Held: the same segment under a newer lease.
-func (l *Log) adopted(a storage.Opened, held *storage.Held) error {
+// adopted checks the answer to an Open with Held: the same segment under a newer lease. Unless p is nil, the answer counts
+// only while p is the plugin.
+func (l *Log) adopted(a storage.Opened, held *storage.Held, p *Plugin) error {
 	if a.Lease.File != nil {
 		_ = a.Lease.File.Close()
 	}
@@ -398,7 +449,11 @@ func (l *Log) adopted(a storage.Opened, held *storage.Held) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lease = a.Lease.Epoch
+	if p != nil && (l.file == nil || !l.dir.isPlugin(p)) {
+		return errReplaced
+	}
+	l.lease, l.down, l.use.again = a.Lease.Epoch, nil, again{}
+	l.use.opening = l.use.opening && p == nil
 	l.notes.replay()
 	return nil
 }
@@ -478,6 +533,12 @@ func (d *Dir) Delete(ctx context.Context, part storage.Partition) error {
 	p, err := d.store(ctx)
 	if err != nil {
 		return err
+	}
+	if known, ok := d.doubted(part, p); ok && known.open { // an open may be under way there
+		d.end(p, known.err)
+		if p, err = d.store(ctx); err != nil {
+			return err
+		}
 	}
 	if err := p.Store.Delete(ctx, part); err != nil {
 		return fmt.Errorf("delete %s: %w", part, err)

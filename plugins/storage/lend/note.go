@@ -54,14 +54,15 @@ const noteEvery = time.Second
 const tick = 50 * time.Millisecond
 
 // Run looks after the directory until ctx ends: it syncs logs whose interval is over, and, beside that, tells the plugin
-// what was written and asks whether a full disk takes records again: a plugin that is slow delays no sync. Notes that
-// fail are repeated later: they carry nothing that recovery would not find by scanning.
+// what was written and asks whether a full disk takes records again: a plugin that is slow delays no sync. Logs that are
+// down are tried again. Notes that fail are repeated later: they carry nothing that recovery would not find by scanning.
 func (d *Dir) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	tasks.Go(func() {
 		every(ctx, noteEvery, func(time.Time) { d.noteAll(ctx, d.all()) })
 	})
+	tasks.Go(func() { d.healAll(ctx, &tasks) })
 	every(ctx, tick, func(now time.Time) {
 		for _, l := range d.all() {
 			l.syncIfDue(now, tasks.Go)

@@ -19,6 +19,7 @@ type use struct {
 	// segments says what lies on disk. Invariant: parked => file == nil.
 	parked bool
 	lost   int // re-adoptions in a row that the plugin did not survive
+	again  again
 }
 
 func (l *Log) parked() bool {
@@ -106,8 +107,7 @@ func (l *Log) hold(ctx, room context.Context) error {
 				continue
 			}
 			if try >= openTries {
-				l.surrender(err)
-				return err
+				return l.lose(nil, err)
 			}
 			l.dir.log.Warn("parked partition is opened again", "partition", l.part.String(), "err", err)
 		}
@@ -135,7 +135,7 @@ func (l *Log) unpark(ctx, room context.Context) (again bool, err error) {
 	}
 	l.mu.Unlock()
 	// Who asks may give up; the plugin's answer is heard all the same, or it would hold a lease that nobody knows of.
-	a, err := p.Store.Open(context.WithoutCancel(ctx), req)
+	a, err := l.dir.ask(context.WithoutCancel(ctx), p, req)
 	if err != nil {
 		l.dir.files.give()
 		return l.notOpened(p, err)
@@ -144,20 +144,19 @@ func (l *Log) unpark(ctx, room context.Context) (again bool, err error) {
 		_ = a.Lease.File.Close()
 		l.dir.files.give()
 		err = fmt.Errorf("%w: parked log ends at %d, acknowledged up to %d", ErrLostRecords, a.Lease.Next, req.Ceiling)
-		l.surrender(err)
-		return false, err
+		return false, l.lose(p, err)
 	}
 	if err = l.install(a, p); errors.Is(err, errReplaced) {
 		return true, err
 	}
 	if err != nil {
-		l.surrender(err)
+		return false, l.lose(p, err)
 	}
-	return false, err
+	return false, nil
 }
 
-// notOpened decides what it means that a parked log could not be opened: what the plugin says of the log stops it;
-// anything else leaves it parked, and a plugin that may or may not have opened it is replaced.
+// notOpened decides what it means that a parked log could not be opened: what the plugin says of the log stops it until it
+// is tried again; anything else leaves it parked, and a plugin that may or may not have opened it is replaced.
 func (l *Log) notOpened(p *Plugin, err error) (again bool, _ error) {
 	err = fmt.Errorf("open parked %s: %w", l.part, err)
 	switch {
@@ -165,11 +164,9 @@ func (l *Log) notOpened(p *Plugin, err error) (again bool, _ error) {
 		l.dir.filled(err)
 		return false, &FullError{Err: err}
 	case storage.IsAnswer(err) && !errors.Is(err, storage.ErrLeaseHeld):
-		l.surrender(err)
-		return false, err
+		return false, l.lose(p, err)
 	}
-	p.Kill(err)
-	l.dir.disown(p)
+	l.dir.end(p, err)
 	return true, fmt.Errorf("%w: %w", ErrNoStore, err)
 }
 
@@ -179,7 +176,7 @@ func (l *Log) letGoOfParked() bool {
 	l.mu.Lock()
 	if !l.use.parked {
 		defer l.mu.Unlock()
-		return l.use.opening // it holds nothing either
+		return l.use.opening && l.file == nil // it holds nothing either
 	}
 	old := l.segments
 	l.segments = make([]*segment, len(old))

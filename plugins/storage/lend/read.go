@@ -190,7 +190,7 @@ func (r *Reader) fill(ctx context.Context, n int) error {
 	}
 	defer r.log.dir.files.release(r.seg)
 	from := r.pos + int64(r.w)
-	m, err := file.ReadAt(buf[r.w:min(int64(len(buf)), int64(r.w)+r.limit-from)], from)
+	m, err := file.ReadAt(buf[r.w:min(int64(len(buf)), r.limit-r.pos)], from)
 	r.w += m
 	switch {
 	case r.w >= n:

@@ -135,8 +135,7 @@ func (l *Log) callFailed(ctx context.Context, p *Plugin, err error) error {
 		l.dir.filled(err)
 		return &FullError{Err: err}
 	case errors.Is(err, storage.ErrHeldMismatch):
-		l.surrender(err)
-		return err
+		return l.lose(p, err)
 	}
 	p.Kill(err)
 	l.dir.disown(p)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/trunkline-mq/trunkline/plugins/storage"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
 	"github.com/trunkline-mq/trunkline/protocol/record"
 )
 
@@ -15,10 +16,18 @@ func bad(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrBadAnswer, fmt.Sprintf(format, args...))
 }
 
+// Bounds of what can be, far above what is: numbers below them can be added to each other, and to a buffer's length,
+// without turning negative.
+const (
+	offsetMax    = 1 << 62
+	sizeMax      = 1 << 60
+	textBytesMax = 80 // of what a store says of itself
+)
+
 func checkDescription(d storage.Description) error {
 	switch {
-	case d.Name == "":
-		return bad("a store without a name")
+	case d.Name == "" || len(d.Name) > textBytesMax || len(d.Version) > textBytesMax:
+		return bad("a store without a name, or with a long one")
 	case d.Durability != "disk" && d.Durability != "memory":
 		return bad("durability %q", d.Durability)
 	case d.Canary == nil && !d.Streams:
@@ -58,7 +67,7 @@ func checkLease(l storage.Lease) error {
 	switch {
 	case l.Epoch == 0:
 		return bad("a lease without an epoch")
-	case l.Base < 0 || l.Next < l.Base || l.Position < 0:
+	case l.Base < 0 || l.Next < l.Base || l.Next > offsetMax || l.Position < 0 || l.Position > sizeMax:
 		return bad("a lease of [%d, %d) at position %d", l.Base, l.Next, l.Position)
 	case (l.Position == 0) != (l.Next == l.Base):
 		return bad("%d records in %d bytes", l.Next-l.Base, l.Position)
@@ -73,7 +82,7 @@ func checkSealed(o storage.Opened) error {
 	}
 	next := first
 	for _, s := range o.Sealed {
-		if s.Base < 0 || s.Base != next || s.Next <= s.Base || s.Size <= 0 {
+		if s.Base < 0 || s.Base != next || s.Next <= s.Base || s.Size <= 0 || s.Size > sizeMax {
 			return bad("sealed segment [%d, %d) of %d bytes where %d is next", s.Base, s.Next, s.Size, next)
 		}
 		next = s.Next
@@ -123,7 +132,7 @@ func checkRolled(r storage.RollRequest, l storage.Lease) error {
 
 func checkExtent(r storage.LocateRequest, e storage.Extent) error {
 	switch {
-	case e.Base < 0 || e.Next < e.Base || e.Size < 0:
+	case e.Base < 0 || e.Next < e.Base || e.Next > offsetMax || e.Size < 0 || e.Size > sizeMax:
 		return bad("segment [%d, %d) of %d bytes", e.Base, e.Next, e.Size)
 	case e.Offset < e.Base || e.Offset > r.Offset || e.Offset > e.Next:
 		return bad("offset %d in segment [%d, %d) for %d", e.Offset, e.Base, e.Next, r.Offset)
@@ -137,14 +146,14 @@ func checkExtent(r storage.LocateRequest, e storage.Extent) error {
 
 // checkExpired lets a start above the limit pass where it is not a proposal but the present one; the core knows that.
 func checkExpired(start record.Offset) error {
-	if start < 0 {
+	if start < 0 || start > offsetMax {
 		return bad("log start %d", start)
 	}
 	return nil
 }
 
 func checkTrimmed(r storage.TrimRequest, t storage.Trimmed) error {
-	if t.LogStart < r.LogStart || t.First < 0 || t.First > t.LogStart {
+	if t.LogStart < r.LogStart || t.LogStart > offsetMax || t.First < 0 || t.First > t.LogStart {
 		return bad("trimmed to %d from segment %d on, asked for %d", t.LogStart, t.First, r.LogStart)
 	}
 	return nil
@@ -178,7 +187,7 @@ func checkAdoption(a storage.Adoption) error {
 	switch {
 	case err != nil || len(id) != 0 && len(id) != topicIDBytes:
 		return bad("topic id %q", a.TopicID)
-	case a.Partitions < 1 || len(a.Epochs) != int(a.Partitions):
+	case a.Partitions < 1 || a.Partitions > partition.CountMax || len(a.Epochs) != int(a.Partitions):
 		return bad("%d partitions with %d epochs", a.Partitions, len(a.Epochs))
 	}
 	for _, e := range a.Epochs {

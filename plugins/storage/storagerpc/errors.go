@@ -25,9 +25,9 @@ var (
 	ErrUnavailable = storage.ErrGone
 	// ErrDeadline says that a call did not answer in time, or was given up by its caller: its outcome is unknown, and it
 	// may still happen. The plugin's process has to end before anything else is asked of the partition.
-	ErrDeadline = errors.New("storage plugin did not answer in time")
+	ErrDeadline = storage.ErrNoAnswer
 	// ErrBadAnswer says that the plugin answered what cannot be true. Nothing of the answer was used.
-	ErrBadAnswer = errors.New("storage plugin gave an answer that cannot be right")
+	ErrBadAnswer = storage.ErrBadAnswer
 	// ErrDescriptorLost says that the call was carried out and this process could not receive the descriptor that it
 	// lent, because it has too many open.
 	ErrDescriptorLost = errors.New("lent descriptor was lost")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -343,6 +344,9 @@ func TestAnswersThatCannotBeRight(t *testing.T) {
 		"a segment without size": func(_ *storage.OpenRequest, o *storage.Opened) { o.Sealed[1].Size = 0 },
 		"a gap before active":    func(_ *storage.OpenRequest, o *storage.Opened) { o.Sealed = o.Sealed[:1] },
 		"log start above end":    func(_ *storage.OpenRequest, o *storage.Opened) { o.LogStart = 6 },
+		"an offset too high":     func(_ *storage.OpenRequest, o *storage.Opened) { o.Lease.Next = math.MaxInt64 },
+		"a position too high":    func(_ *storage.OpenRequest, o *storage.Opened) { o.Lease.Position = math.MaxInt64 },
+		"a segment too large":    func(_ *storage.OpenRequest, o *storage.Opened) { o.Sealed[0].Size = math.MaxInt64 },
 		"log start below":        func(_ *storage.OpenRequest, o *storage.Opened) { o.LogStart = -1 },
 		"above the ceiling":      func(r *storage.OpenRequest, _ *storage.Opened) { r.Ceiling = 4 },
 		"a cut elsewhere":        func(_ *storage.OpenRequest, o *storage.Opened) { o.Cut = &storage.Cut{Offset: 4} },
@@ -406,6 +410,7 @@ func TestRollsAndExtentsThatCannotBeRight(t *testing.T) {
 		{Segment: segment, Offset: 6}, {Segment: segment, Offset: 2}, {Segment: segment, Offset: 4, Position: -1},
 		{Segment: segment, Offset: 4, Position: 101}, {Segment: storage.Segment{Base: 3, Next: 2}, Offset: 3},
 		{Segment: storage.Segment{Base: 1, Next: 3, Size: 100}, Offset: 4}, {Segment: storage.Segment{Base: -1, Next: 9, Size: 100}},
+		{Segment: storage.Segment{Base: 3, Next: 9, Size: math.MaxInt64}, Offset: 4}, {Segment: storage.Segment{Base: 3, Next: math.MaxInt64, Size: 100}, Offset: 4},
 	} {
 		f.extent = e
 		if _, err := c.Locate(ctx, locate); !errors.Is(err, ErrBadAnswer) {

@@ -30,6 +30,7 @@ func StreamCases() []StreamCase {
 		{"MissingPartitionIsNotMadeSilently", streamMissing},
 		{"RefusesBadNames", streamBadNames},
 		{"KeepsWhatWasAppended", streamKeeps},
+		{"KeepsGroupsOfAllSizes", streamSizes},
 		{"LeaseIsHeldOnce", streamHeldOnce},
 		{"ANewInstanceVoidsTheOldLease", streamVoids},
 		{"TakesAGroupTwice", streamTwice},
@@ -269,6 +270,29 @@ func streamKeeps(t TB, open StreamOpener) {
 	}
 	s.Append("six")
 	wantValues(t, ReadStream(t, store, Span{End: 6}, 1), append(want, "six")...)
+}
+
+// streamSizes: small groups travel otherwise than large ones, and than those that are larger still.
+func streamSizes(t TB, open StreamOpener) {
+	store, _ := startStream(t, open, t.TempDir())
+	s, _ := NewSender(t, store, Creating(Part(), "a"))
+	var want []string
+	for i, size := range []int{10, 20_000, 100, 200_000, 1 << 20, 1<<20 - 100, 3 << 20, 30_000, 0, 50_000} {
+		value := strings.Repeat(string(rune('a'+i)), size)
+		want = append(want, value)
+		s.Append(value)
+	}
+	s.Send(s.Group(want[1:2], want[3:4], want[7:8]))
+	want = append(want, want[1], want[3], want[7])
+	got := ReadStream(t, store, Span{End: record.Offset(len(want))}, 1<<20)
+	if len(got) != len(want) {
+		t.Fatalf("read back %d values of %d", len(got), len(want))
+	}
+	for i := range want {
+		if got[i] != want[i] { // too long to be shown
+			t.Errorf("value %d of %d bytes came back as another of %d", i, len(want[i]), len(got[i]))
+		}
+	}
 }
 
 func streamHeldOnce(t TB, open StreamOpener) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -57,8 +58,8 @@ func NewDir(o Options) *Dir {
 // reopenParallel bounds how many partitions are opened at once.
 const reopenParallel = 32
 
-// Adopt makes p the plugin: every log is opened there, and goes on. A log that cannot be opened stops alone; an error
-// means that p is of no use, and the logs wait for the next one.
+// Adopt makes p the plugin: every log is opened there, and goes on. A log that cannot be opened stops alone, and Run tries it
+// again; an error means that p is of no use, and the logs wait for the next one.
 func (d *Dir) Adopt(ctx context.Context, p *lend.Plugin) error {
 	up := &instance{client: NewClient(p.Store), kill: p.Kill}
 	desc, err := up.client.Describe(ctx)
@@ -88,12 +89,13 @@ func (d *Dir) reopenAll(ctx context.Context, up *instance, logs []*Log) error {
 	all.SetLimit(reopenParallel)
 	for _, l := range logs {
 		all.Go(func() error {
+			if !l.begin(up, true) {
+				return nil
+			}
 			err := l.reopen(ctx, up)
+			l.done(up, err)
 			if errors.Is(err, errReplaced) {
 				return err
-			}
-			if err != nil {
-				d.log.Error("partition stays down", "partition", l.part.String(), "err", err)
 			}
 			return nil
 		})
@@ -150,10 +152,20 @@ func (d *Dir) instanceUp(ctx context.Context) (*instance, error) {
 	}
 }
 
-// Run returns when ctx ends: there is nothing to look after.
+// Run tries logs again that are down, until ctx ends.
 func (d *Dir) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
+	var tries errgroup.Group
+	tries.SetLimit(healParallel)
+	tick := time.NewTicker(healTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return tries.Wait()
+		case <-tick.C:
+			d.healAll(ctx, &tries)
+		}
+	}
 }
 
 // Description is what the adopted store said of itself.
@@ -169,8 +181,14 @@ func (d *Dir) Healthy() error { return nil }
 // Open opens the partition at the plugin. It waits for one until ctx ends.
 func (d *Dir) Open(ctx context.Context, part storage.Partition, o lend.OpenOptions) (*Log, *storage.Cut, error) {
 	l := &Log{dir: d, part: part, set: o.Settings, epoch: o.Epoch, create: o.Create, adopt: o.Adopt, reopened: o.Reopened, calls: make(chan struct{}, 1)}
+	wait := ctx
+	if o.Wait > 0 {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeout(ctx, o.Wait)
+		defer cancel()
+	}
 	for try := 1; ; try++ {
-		up, err := d.instanceUp(ctx)
+		up, err := d.instanceUp(wait)
 		if err != nil {
 			return nil, nil, fmt.Errorf("open %s: %w", part, err)
 		}
@@ -181,11 +199,14 @@ func (d *Dir) Open(ctx context.Context, part storage.Partition, o lend.OpenOptio
 			}
 			continue // replaced meanwhile
 		}
-		if storage.IsAnswer(err) || try >= openTries || ctx.Err() != nil {
+		open := leavesOpen(err)
+		if open { // whoever asks again asks a successor
+			d.replace(up, err)
+		}
+		if !open || try >= openTries || ctx.Err() != nil {
 			return nil, nil, fmt.Errorf("open %s: %w", part, err)
 		}
 		d.log.Warn("partition is opened again", "partition", part.String(), "err", err)
-		d.replace(up, err)
 	}
 }
 

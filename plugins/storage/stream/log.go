@@ -35,6 +35,7 @@ type Log struct {
 	sending bool      // an append is under way: it settles what lies above end
 	down    error     // not nil: no appends
 	lost    int       // openings in a row that the plugin did not survive
+	again   again
 }
 
 // run is a stretch of the log, remembered for its timestamps and its size.
@@ -109,8 +110,9 @@ func (l *Log) reopen(ctx context.Context, up *instance) error {
 		err = fmt.Errorf("%w: log ends at %d, acknowledged up to %d", lend.ErrLostRecords, o.Lease.Next, l.End())
 	}
 	if err != nil {
+		err = fmt.Errorf("re-open %s: %w", l.part, err)
 		l.stop(err)
-		return fmt.Errorf("re-open %s: %w", l.part, err)
+		return err
 	}
 	if o.Cut != nil {
 		l.dir.log.Warn("recovery cut the end of a partition", "partition", l.part.String(), "offset", int64(o.Cut.Offset),

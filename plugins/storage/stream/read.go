@@ -205,6 +205,9 @@ func (l *Log) Extent(ctx context.Context, off, end record.Offset, limit int64) (
 	from, to := 0, 0
 	for at := 0; at < len(batches); {
 		b, err := first(batches[at:])
+		if err != nil && e.base >= 0 {
+			break // what lies before the damage is whole; who comes for the next batch hears of it
+		}
 		if err != nil {
 			return nil, &lend.CorruptError{Partition: l.part, Segment: off, Position: int64(at), Offset: off, Err: err}
 		}

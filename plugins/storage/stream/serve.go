@@ -169,7 +169,9 @@ type appender struct {
 
 // run answers one group after the other. A frame that is malformed ends the channel: it is not in step any more.
 func (a *appender) run() {
-	in := bufio.NewReaderSize(a.conn, headRoom)
+	from := &intake{conn: a.conn}
+	defer from.unmap()
+	in := bufio.NewReaderSize(from, headRoom)
 	var head [storeframe.RequestBytes]byte
 	var out [storeframe.AnswerBytes + storeframe.TextMax]byte
 	for {
@@ -180,33 +182,46 @@ func (a *appender) run() {
 		if err != nil || r.Op != storeframe.OpAppend {
 			return
 		}
-		if cap(a.buf) < r.Length {
-			a.buf = make([]byte, r.Length)
-		}
-		a.buf = a.buf[:r.Length]
-		if _, err := io.ReadFull(in, a.buf); err != nil {
+		group, err := a.group(r, in, from.window)
+		if err != nil {
 			return
 		}
-		err = a.append(r)
-		answer := storeframe.Answer{Op: r.Op, Base: r.Base, Epoch: r.Epoch, Sum: r.Sum}
+		answer := storeframe.Answer{Op: r.Op, Window: from.tell(), Base: r.Base, Epoch: r.Epoch, Sum: r.Sum}
+		err = a.append(r, group)
 		if _, err := a.conn.Write(appendAnswer(out[:0], answer, err)); err != nil {
 			return
 		}
-		if cap(a.buf) > keepMax {
+		if cap(a.buf) > keepMax || from.window != nil && cap(a.buf) >= windowMin { // the next one is placed
 			a.buf = nil
 		}
 	}
 }
 
-func (a *appender) append(r storeframe.Request) error {
-	sum, err := storeframe.Sum(a.buf)
+// group is a request's payload: received, or where it was placed.
+func (a *appender) group(r storeframe.Request, in io.Reader, window []byte) ([]byte, error) {
+	if r.Placed {
+		if r.Length > len(window) {
+			return nil, fmt.Errorf("%w: %d bytes in a window of %d", storeframe.ErrFrame, r.Length, len(window))
+		}
+		return window[:r.Length:r.Length], nil
+	}
+	if cap(a.buf) < r.Length {
+		a.buf = make([]byte, r.Length)
+	}
+	a.buf = a.buf[:r.Length]
+	_, err := io.ReadFull(in, a.buf)
+	return a.buf, err
+}
+
+func (a *appender) append(r storeframe.Request, group []byte) error {
+	sum, err := storeframe.Sum(group)
 	if err != nil || sum != r.Sum {
 		return fmt.Errorf("%w: the group has sum %08x, its frame says %08x", storage.ErrInvalid, sum, r.Sum)
 	}
 	// Whoever asked has a deadline, and kills this process at it: there is nobody to give up for.
 	return a.impl.Append(context.Background(), storage.AppendRequest{
 		Partition: a.part, Instance: a.instance, Lease: storage.LeaseEpoch(r.Lease), Epoch: r.Epoch,
-		Base: r.Base, Next: r.Next, MaxTimestamp: r.MaxTimestamp, Sum: r.Sum, Bytes: a.buf,
+		Base: r.Base, Next: r.Next, MaxTimestamp: r.MaxTimestamp, Sum: r.Sum, Bytes: group,
 	})
 }
 

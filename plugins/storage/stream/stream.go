@@ -3,8 +3,10 @@
 // Dir is the core's side of one such store, with a Log for each partition.
 //
 // A channel is one end of a socket pair that the store lends. A group of batches goes through it in one frame and is
-// acknowledged by epoch, base offset and sum. When a store's process ends with a group unanswered, the Log opens at the
-// successor and sends the same group again; the store knows it by these three if it is there already.
+// acknowledged by epoch, base offset and sum. A large one lies in memory that both ends have, if the store's end has taken
+// what the core offered, and only its header goes through the socket. When a store's process ends with a group
+// unanswered, the Log opens at the successor and sends the same group again; the store knows it by these three if it is
+// there already.
 //
 // Bytes under way are bounded for all partitions together. Every request has a deadline; a store that misses it is
 // killed, because only then the outcome can be settled. The package starts no process.
@@ -56,6 +58,7 @@ type channel struct {
 	header [storeframe.RequestBytes]byte
 	parts  [2][]byte // of a frame; kept, so that sending allocates nothing
 	frame  net.Buffers
+	shared window
 }
 
 // dial makes a channel of what was lent, which must be a stream socket. It takes f over.
@@ -79,7 +82,11 @@ func dial(f storage.File) (*channel, error) {
 	return &channel{conn: conn}, nil
 }
 
-func (c *channel) close() { _ = c.conn.Close() } // what is under way ends with it, and is open anyway
+// close may be called beside ask: what is under way ends with it, and is open anyway.
+func (c *channel) close() {
+	_ = c.conn.Close()
+	c.shared.close()
+}
 
 // ask sends a request with its payload and returns the answer's header and payload, which may lie in into. An error is
 // ErrBroken or ErrBadAnswer, and the channel is of no use any more.
@@ -87,15 +94,9 @@ func (c *channel) ask(r storeframe.Request, payload, into []byte, patience time.
 	if err := c.conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return storeframe.Answer{}, nil, fmt.Errorf("%w: %w", ErrBroken, err)
 	}
-	c.parts = [2][]byte{r.AppendTo(c.header[:0]), payload}
-	c.frame = c.parts[:]
-	if len(payload) == 0 {
-		c.frame = c.parts[:1]
-	}
-	if _, err := c.frame.WriteTo(c.conn); err != nil {
+	if err := c.send(&r, payload); err != nil {
 		return storeframe.Answer{}, nil, fmt.Errorf("%w: send: %w", ErrBroken, err)
 	}
-	c.parts = [2][]byte{}
 	head := c.header[:storeframe.AnswerBytes]
 	if _, err := io.ReadFull(c.conn, head); err != nil {
 		return storeframe.Answer{}, nil, fmt.Errorf("%w: answer: %w", ErrBroken, err)
@@ -108,6 +109,9 @@ func (c *channel) ask(r storeframe.Request, payload, into []byte, patience time.
 		return a, nil, fmt.Errorf("%w: asked for %d@%d/%d/%08x, answered %d@%d/%d/%08x", ErrBadAnswer,
 			r.Op, r.Base, r.Epoch, r.Sum, a.Op, a.Base, a.Epoch, a.Sum)
 	}
+	if !c.shared.answered(a.Window) {
+		return a, nil, fmt.Errorf("%w: it took a window that it was not offered", ErrBadAnswer)
+	}
 	if cap(into) < a.Length {
 		into = make([]byte, a.Length)
 	}
@@ -116,6 +120,32 @@ func (c *channel) ask(r storeframe.Request, payload, into []byte, patience time.
 		return a, nil, fmt.Errorf("%w: payload: %w", ErrBroken, err)
 	}
 	return a, into, nil
+}
+
+// send sends a request and its payload, or puts that into the window.
+func (c *channel) send(r *storeframe.Request, payload []byte) error {
+	placed, offer, err := c.shared.place(payload)
+	if err != nil {
+		return err
+	}
+	if r.Placed = placed; placed {
+		payload = nil
+	}
+	header := r.AppendTo(c.header[:0])
+	switch {
+	case offer != nil:
+		if err = sendWith(c.conn, header, offer); err == nil {
+			_, err = c.conn.Write(payload)
+		}
+	case len(payload) == 0:
+		_, err = c.conn.Write(header)
+	default:
+		c.parts = [2][]byte{header, payload}
+		c.frame = c.parts[:]
+		_, err = c.frame.WriteTo(c.conn)
+		c.parts = [2][]byte{}
+	}
+	return err
 }
 
 // meaning is the contract's error for what a store answered.
