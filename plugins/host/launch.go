@@ -194,9 +194,10 @@ func (s *Supervisor) clientConfig(proc *process, sockDir string) *plugin.ClientC
 		Logger:       hclog.NewNullLogger(),
 		SyncStdout:   proc.lines,
 		SyncStderr:   proc.lines,
-		GRPCDialOptions: []grpc.DialOption{grpc.WithDefaultCallOptions(
-			grpc.MaxCallRecvMsgSize(handshake.MessageBytesMax),
-			grpc.MaxCallSendMsgSize(handshake.MessageBytesMax))},
+		GRPCDialOptions: []grpc.DialOption{
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(handshake.MessageBytesMax), grpc.MaxCallSendMsgSize(handshake.MessageBytesMax)),
+			grpc.WithStaticStreamWindowSize(handshake.WindowBytes), grpc.WithStaticConnWindowSize(handshake.WindowBytes),
+		},
 		UnixSocketConfig: &plugin.UnixSocketConfig{TempDir: sockDir},
 		RunnerFunc: func(_ hclog.Logger, theirs *exec.Cmd, _ string) (runner.Runner, error) {
 			proc.cmd.Env = append(proc.cmd.Env, theirs.Env...)

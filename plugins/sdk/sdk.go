@@ -139,6 +139,7 @@ func (p Plugin) serveConfig(register func(*grpc.Server)) *plugin.ServeConfig {
 			return grpc.NewServer(append(opts,
 				grpc.MaxRecvMsgSize(handshake.MessageBytesMax),
 				grpc.MaxSendMsgSize(handshake.MessageBytesMax),
+				grpc.StaticStreamWindowSize(handshake.WindowBytes), grpc.StaticConnWindowSize(handshake.WindowBytes),
 				grpc.ChainUnaryInterceptor(p.introduce))...)
 		},
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: rawStderr{}, JSONFormat: true}),

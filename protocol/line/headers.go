@@ -74,6 +74,29 @@ func ParseHeaders(block []byte, r *record.Record) (HeaderFields, error) {
 	return set, nil
 }
 
+// HeaderKey finds the key that a header block carries, for who wants to know it before the block's turn has come; nil where it
+// finds none. It takes the first key there is and checks nothing: what the record's key is, ParseHeaders says. A key in base64 is
+// decoded, other keys alias block.
+func HeaderKey(block []byte) []byte {
+	line, rest, ok := cutLine(block)
+	for ok && len(line) > 0 {
+		if name, value, found := bytes.Cut(line, []byte{':'}); found && len(name) >= len(headerKey) && string(name[:len(headerKey)]) == headerKey {
+			switch string(name) {
+			case headerKey:
+				return trimBlanks(value[:len(value):len(value)])
+			case headerKeyBase64:
+				key, err := base64.StdEncoding.DecodeString(string(trimBlanks(value)))
+				if err != nil {
+					return nil
+				}
+				return key
+			}
+		}
+		line, rest, ok = cutLine(rest)
+	}
+	return nil
+}
+
 // take puts one header where it belongs.
 func (f *HeaderFields) take(name, value []byte, r *record.Record) error {
 	switch string(name) {

@@ -108,6 +108,18 @@ func (p *Parser) Advance(n int) {
 // Buffered reports how many bytes wait for the rest of their command.
 func (p *Parser) Buffered() int { return p.w - p.r }
 
+// HandOver divides what was read: p keeps the commands that taken, a copy of p, has come past, and next, which is given up
+// for that, gets what lies behind, and is read into from then on. So one may take p's commands while the other reads.
+func (p *Parser) HandOver(taken, next *Parser) {
+	rest := p.buf[taken.r:p.w]
+	if size := max(len(rest), min(len(p.buf), bufferBytesMax)); len(next.buf) < len(rest) || p.filled && len(next.buf) < size {
+		next.buf = make([]byte, size)
+	}
+	next.r, next.w = 0, copy(next.buf, rest)
+	next.seen, next.need, next.filled = taken.seen, taken.need, p.filled
+	p.w, p.seen, p.need, p.filled = taken.r, 0, 0, false
+}
+
 // Next takes the next whole command from what was read. It reports false where there is none yet. An error is an
 // *errcode.Error after which the connection is closed: the stream is out of step and Next must not be called again.
 func (p *Parser) Next(c *Command) (bool, error) {

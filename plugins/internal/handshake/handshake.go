@@ -36,6 +36,11 @@ const SocketDirEnv = "PLUGIN_UNIX_SOCKET_DIR"
 // MessageBytesMax bounds a control message, both ways: batch bytes never travel in one, so this is generous.
 const MessageBytesMax = 32 << 20
 
+// WindowBytes is gRPC's window for flow control, of streams and connections, both ways. A fixed one: where gRPC looks for the
+// best size by itself, it sends a ping with every burst of messages, and a window update with every few, each of which
+// wakes the other process.
+const WindowBytes = 1 << 20
+
 // HealthService is the name under which a plugin's health is asked for.
 const HealthService = "plugin"
 

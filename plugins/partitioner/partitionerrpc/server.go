@@ -49,6 +49,7 @@ func (s *service) Assign(stream grpc.BidiStreamingServer[partitionerpb.AssignReq
 		return status.Error(codes.Unimplemented, "this partitioner states its plans and is not called")
 	}
 	var to []partition.ID
+	resp := &partitionerpb.AssignResponse{} // Send keeps nothing of it
 	for {
 		req, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -57,13 +58,12 @@ func (s *service) Assign(stream grpc.BidiStreamingServer[partitionerpb.AssignReq
 		if err != nil {
 			return err
 		}
-		resp := &partitionerpb.AssignResponse{Id: req.GetId()}
+		resp.Id, resp.Partitions, resp.Error, resp.Late = req.GetId(), resp.Partitions[:0], "", false
 		if to, err = assignTo(stream.Context(), impl, req, to); err != nil {
 			resp.Error, resp.Late = bounded(err.Error()), errors.Is(err, context.DeadlineExceeded)
 		} else {
-			resp.Partitions = make([]uint32, len(to))
-			for i, p := range to {
-				resp.Partitions[i] = uint32(p)
+			for _, p := range to {
+				resp.Partitions = append(resp.Partitions, uint32(p))
 			}
 		}
 		if err := stream.Send(resp); err != nil {

@@ -41,6 +41,10 @@ type Options struct {
 	Match string
 	// Logger gets what the plugin logs. Nil: nobody does.
 	Logger *slog.Logger
+	// Only leaves out all cases but the first: whether the plugin starts and is what it is named as.
+	Only bool
+	// Started is told the plugin's version by the first case. Nil: nobody is.
+	Started func(version string)
 	// Report is told of each case when it is over. Nil: nobody is.
 	Report func(Result)
 }
@@ -91,7 +95,7 @@ func Run(ctx context.Context, o Options) ([]Result, error) {
 		if ctx.Err() != nil {
 			return all, context.Cause(ctx)
 		}
-		if i == 0 && len(r.Failures) > 0 {
+		if i == 0 && (o.Only || len(r.Failures) > 0) {
 			break
 		}
 		if i == 0 && o.Kind == sdk.KindStorage {
@@ -165,8 +169,12 @@ func sentence(name string) string {
 
 func (b *bench) testStart(t *tester) {
 	p := b.start(t, t.TempDir())
-	if st := p.sup.Status(); st.Version == "" {
+	version := p.sup.Status().Version
+	if version == "" {
 		t.Errorf("it does not tell its version; the SDK's Plugin.Version does")
+	}
+	if b.o.Started != nil {
+		b.o.Started(version)
 	}
 	if b.o.Kind != sdk.KindStorage {
 		return

@@ -154,6 +154,85 @@ func TestAheadAsksOnceForAWrite(t *testing.T) {
 	}
 }
 
+// TestWhatWasAskedIsTakenWhileItIsAnswered: two questions are out at once, and nobody waits for the second one's answer but who
+// takes of it.
+func TestWhatWasAskedIsTakenWhileItIsAnswered(t *testing.T) {
+	const n = 100
+	var both sync.WaitGroup
+	both.Add(2)
+	waiting := &meeting{both: &both}
+	topic, other := calledTopic(t, waiting, nil), calledTopic(t, waiting, nil)
+	asked := []*Asked{NewAsked(topic), NewAsked(other), NewAsked(topic)}
+	key := func(i int) []byte { return []byte(strings.Repeat("k", i)) }
+	for i := range n {
+		asked[i*2/n*2].Add(key(i))
+		if i%10 == 0 {
+			asked[1].Add(key(i))
+		}
+	}
+	var a Ahead
+	a.Expect(asked)
+	var wg sync.WaitGroup
+	for _, q := range asked[:2] {
+		wg.Go(func() { q.Ask(t.Context()) })
+	}
+	none := func(*plan.Keys) { t.Error("what was asked is asked again") }
+	for i := range n / 2 {
+		if i%5 == 4 {
+			continue // its record was refused before
+		}
+		at, err := a.Choose(t.Context(), topic, key(i), none)
+		if err != nil || at != plan.ID(i%3) {
+			t.Fatalf("key %d goes to %d, %v", i, at, err)
+		}
+		if i%10 == 0 {
+			if at, err := a.Choose(t.Context(), other, key(i), none); err != nil || at != plan.ID(i%3) {
+				t.Fatalf("key %d of the other topic goes to %d, %v", i, at, err)
+			}
+		}
+	}
+	wg.Wait()
+	waiting.err = errors.New("broken")
+	asked[2].Ask(t.Context())
+	for i := n / 2; i < n; i++ { // of one question, which failed: nobody is asked again
+		if at, err := a.Choose(t.Context(), topic, key(i), none); err == nil || at != plan.None {
+			t.Fatalf("key %d goes to %d", i, at)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	unasked := NewAsked(calledTopic(t, waiting, nil))
+	unasked.topic.Meta.Name = "t"
+	unasked.Add([]byte("k"))
+	a.Expect([]*Asked{unasked})
+	if _, err := a.Choose(ended, unasked.topic, []byte("k"), none); err == nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("an ended connection: %v", err)
+	}
+}
+
+// meeting answers the first two calls when both are there.
+type meeting struct {
+	both *sync.WaitGroup
+	mu   sync.Mutex
+	came int
+	err  error
+}
+
+func (m *meeting) assign(_ context.Context, r partitioner.AssignRequest, to []plan.ID) error {
+	m.mu.Lock()
+	m.came++
+	came := m.came
+	m.mu.Unlock()
+	if came <= 2 {
+		m.both.Done()
+		m.both.Wait()
+	}
+	for i, key := range r.Keys.All() {
+		to[i] = byLength(0, i, key)
+	}
+	return m.err
+}
+
 func TestRecentKeysAreABoundedSample(t *testing.T) {
 	var r recentKeys
 	r.note([]byte(strings.Repeat("x", recentKeyBytesMax+1)))

@@ -27,6 +27,7 @@ type publisher struct {
 	spreadTopic *broker.Topic
 	spreadChunk uint64
 	ahead       broker.Ahead
+	calls       bool // keys are asked for: it pays to read ahead
 
 	routes   map[string]route // of subjects, as long as routesAt is the broker's version
 	routesAt uint64
@@ -53,7 +54,7 @@ func (c *conn) handlePublish(cmd *line.Command) {
 }
 
 func (c *conn) publish(cmd *line.Command) *errcode.Error {
-	addr, err := c.publishAddress(cmd)
+	addr, err := publishAddress(cmd, c.opt.literal)
 	if err != nil {
 		return err
 	}
@@ -176,9 +177,9 @@ func (c *conn) due(timeout time.Duration) int64 {
 	return c.pub.now + timeout.Milliseconds()
 }
 
-// publishAddress reads the address.
-func (c *conn) publishAddress(cmd *line.Command) (address.Address, *errcode.Error) {
-	if c.opt.literal && cmd.Verb != line.Send {
+// publishAddress reads the address; a literal one is a topic's name and nothing else.
+func publishAddress(cmd *line.Command, literal bool) (address.Address, *errcode.Error) {
+	if literal && cmd.Verb != line.Send {
 		return address.ParseLiteral(cmd.Args[0]), nil
 	}
 	addr, err := address.Parse(cmd.Args[0])
@@ -317,6 +318,7 @@ func (c *conn) choose(t *broker.Topic, addr *address.Address, rec *record.Record
 	case addr.Partition != partition.None:
 		return addr.Partition, nil
 	case rec.Key != nil:
+		c.pub.calls = c.pub.calls || t.Called()
 		return c.pub.ahead.Choose(c.ctx, t, rec.Key, func(keys *partition.Keys) { c.lookAhead(t, keys) })
 	}
 	p := &c.pub
@@ -326,31 +328,42 @@ func (c *conn) choose(t *broker.Topic, addr *address.Address, rec *record.Record
 	return p.spread, nil
 }
 
-// lookAhead adds the keys of the records to t that were read behind the one being handled. It is a guess: a key that
-// stands in a header is asked for in its turn.
+// lookAhead adds the keys of the records to t that were read behind the one being handled. It is a guess.
 func (c *conn) lookAhead(t *broker.Topic, keys *partition.Keys) {
 	reader := *c.parser // a copy: what it takes apart is taken apart again in its turn
 	var cmd line.Command
 	for keys.Len() < broker.AheadMax {
-		if ok, err := reader.Next(&cmd); !ok || err != nil {
+		if ok, err := reader.Next(&cmd); !ok || err != nil || !publishes(cmd.Verb) {
 			return
 		}
-		switch cmd.Verb {
-		case line.Pub, line.HPub, line.Send:
-		default:
+		topic, key := keyAhead(&cmd, c.opt.literal)
+		if string(topic) != t.Meta.Name {
 			return
 		}
-		if cmd.Err != nil {
-			return
-		}
-		addr, err := c.publishAddress(&cmd)
-		if err != nil || string(addr.Topic) != t.Meta.Name {
-			return
-		}
-		if addr.HasKey {
-			keys.Append(addr.Key)
+		if key != nil {
+			keys.Append(key)
 		}
 	}
+}
+
+// keyAhead guesses the topic of a publish whose turn has not come, and its key; nil where it has none, or where it says its
+// partition.
+func keyAhead(cmd *line.Command, literal bool) (topic, key []byte) {
+	if cmd.Err != nil {
+		return nil, nil
+	}
+	addr, err := publishAddress(cmd, literal)
+	switch {
+	case err != nil:
+		return nil, nil
+	case addr.Partition != partition.None:
+		return addr.Topic, nil
+	case addr.HasKey:
+		return addr.Topic, addr.Key
+	case cmd.Verb == line.HPub:
+		return addr.Topic, line.HeaderKey(cmd.Header)
+	}
+	return addr.Topic, nil
 }
 
 // tells says how the outcome of a publish is told.

@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -147,7 +148,8 @@ func (c *conn) say(reason error) {
 	}
 }
 
-// read reads and handles commands until the connection ends. It returns nil when the client or a shutdown ended it.
+// read reads and handles commands until the connection ends. It returns nil when the client or a shutdown ended it. A
+// connection that publishes to topics whose partitioner is called has a goroutine that reads ahead, from when that is known.
 func (c *conn) read() error {
 	var cmd line.Command
 	for {
@@ -162,6 +164,189 @@ func (c *conn) read() error {
 		if err != nil {
 			return nil // the peer's end or ours, or a reset: nobody is there to be told
 		}
+		if c.pub.calls {
+			return c.readAhead(&cmd)
+		}
+	}
+}
+
+// chunk is the whole commands that one read brought, with the partitions of their keys asked for.
+type chunk struct {
+	parser *line.Parser
+	asked  []*broker.Asked
+}
+
+// scout reads a connection and asks for the partitions of the keys it sees, while what it read before is handled.
+type scout struct {
+	nc      net.Conn
+	heard   *atomic.Bool
+	literal bool // what CONNECT said; should it say something else later, guesses are wrong
+	limits  line.Limits
+
+	called func(name []byte) *broker.Topic // the topic of that name, if its partitioner is called
+	ask    func(q *broker.Asked)           // begins to ask; waits while too many questions are under way
+
+	parser *line.Parser // is read into
+	cmd    line.Command
+	spare  *chunk        // the next one; nil: none is at hand
+	chunks chan *chunk   // to be handled; closed at the end
+	free   chan *chunk   // handled
+	stop   chan struct{} // the connection's
+}
+
+const (
+	// chunksAhead is how many chunks may wait to be handled: one, and one more so that reading goes on while that is begun.
+	chunksAhead = 2
+	// asksMax bounds the questions of one connection under way. The plugin answers one after the other, and all of them
+	// within the time of the last.
+	asksMax = 4
+)
+
+// readAhead is read from where it has come to.
+func (c *conn) readAhead(cmd *line.Command) error {
+	s := &scout{
+		nc: c.nc, heard: &c.pulse.heard, literal: c.opt.literal, limits: c.srv.opt.Limits, parser: c.parser,
+		called: c.calledTopics(), chunks: make(chan *chunk, chunksAhead), free: make(chan *chunk, 1), stop: c.stop,
+	}
+	places := make(chan struct{}, asksMax)
+	s.ask = func(q *broker.Asked) {
+		select {
+		case places <- struct{}{}:
+			c.task(func() {
+				defer func() { <-places }()
+				q.Ask(c.ctx)
+			})
+		case <-c.stop: // nobody waits for the answer
+		}
+	}
+	c.task(s.run)
+	for ch := range s.chunks {
+		c.parser = ch.parser
+		c.pub.ahead.Expect(ch.asked)
+		if fatal := c.handleAll(cmd); fatal != nil || c.quit {
+			c.halt()
+			_ = c.nc.SetReadDeadline(time.Now()) // wake the scout
+			return fatal
+		}
+		select {
+		case s.free <- ch:
+		default:
+		}
+	}
+	return nil
+}
+
+// calledTopics returns a look-up of topics that are called, which takes the broker's lock only where the name is another one.
+func (c *conn) calledTopics() func(name []byte) *broker.Topic {
+	var last []byte
+	var topic *broker.Topic
+	var at uint64
+	return func(name []byte) *broker.Topic {
+		v := c.broker().Version()
+		if v == at && bytes.Equal(name, last) {
+			return topic
+		}
+		last, at = append(last[:0], name...), v
+		if topic = c.broker().Lookup(name); topic != nil && !topic.Called() {
+			topic = nil
+		}
+		return topic
+	}
+}
+
+// run reads until the connection ends.
+func (s *scout) run() {
+	defer close(s.chunks)
+	for {
+		n, err := s.nc.Read(s.parser.Buffer())
+		s.parser.Advance(n)
+		if n > 0 {
+			s.heard.Store(true)
+			if !s.handOver() {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// handOver hands over what is whole, and reports whether reading goes on. Behind a command with which the stream is out of
+// step there is nothing to read; whoever handles it finds that out again.
+func (s *scout) handOver() bool {
+	if s.spare == nil {
+		select {
+		case s.spare = <-s.free:
+			clear(s.spare.asked)
+			s.spare.asked = s.spare.asked[:0]
+		default:
+			s.spare = &chunk{parser: line.NewParser(s.limits)}
+		}
+	}
+	taken, whole := *s.parser, false
+	for {
+		ok, err := taken.Next(&s.cmd)
+		if err != nil {
+			s.put(s.parser)
+			return false
+		}
+		if !ok {
+			break
+		}
+		whole = true
+		s.look(&s.cmd)
+	}
+	if !whole {
+		return true
+	}
+	filled := s.parser
+	s.parser = s.spare.parser
+	filled.HandOver(&taken, s.parser)
+	return s.put(filled)
+}
+
+// look asks for the key of a publish.
+func (s *scout) look(cmd *line.Command) {
+	if !publishes(cmd.Verb) {
+		return
+	}
+	name, key := keyAhead(cmd, s.literal)
+	if key == nil {
+		return
+	}
+	t := s.called(name)
+	if t == nil {
+		return
+	}
+	ch := s.spare
+	i := len(ch.asked) - 1
+	for ; i >= 0 && ch.asked[i].Topic() != t; i-- {
+	}
+	if i < 0 || ch.asked[i].Len() >= broker.AheadMax {
+		i = len(ch.asked)
+		ch.asked = append(ch.asked, broker.NewAsked(t))
+	}
+	q := ch.asked[i]
+	if q.Add(key); q.Len() == broker.AheadMax {
+		s.ask(q)
+	}
+}
+
+// put hands the spare chunk over with the parser that has its commands.
+func (s *scout) put(filled *line.Parser) bool {
+	ch := s.spare
+	ch.parser, s.spare = filled, nil
+	for _, q := range ch.asked {
+		if q.Len() < broker.AheadMax {
+			s.ask(q)
+		}
+	}
+	select {
+	case s.chunks <- ch:
+		return true
+	case <-s.stop:
+		return false
 	}
 }
 

@@ -26,12 +26,16 @@ type topicJSON struct {
 }
 
 type partitionJSON struct {
-	Partition int32  `json:"partition"`
-	Leader    int    `json:"leader"`
-	Epoch     int32  `json:"epoch"`
-	Replicas  []int  `json:"replicas"`
-	ISR       []int  `json:"isr"`
-	Error     string `json:"error,omitempty"`
+	Partition int32 `json:"partition"`
+	Leader    int   `json:"leader"`
+	Epoch     int32 `json:"epoch"`
+	Replicas  []int `json:"replicas"`
+	ISR       []int `json:"isr"`
+	// State and what follows are there while the partition is not served: "down", the code that its verbs are answered,
+	// and why.
+	State  string `json:"state,omitempty"`
+	Error  string `json:"error,omitempty"`
+	Reason string `json:"reason,omitempty"`
 	*extentJSON
 }
 
@@ -302,6 +306,9 @@ func encode(v any) ([]byte, *errcode.Error) {
 	return b, nil
 }
 
+// stateDown is the state of a partition that is not served.
+const stateDown = "down"
+
 func (c *conn) describe(t *broker.Topic, extents bool) topicJSON {
 	me := c.srv.opt.Identity.Broker
 	j := topicJSON{
@@ -313,10 +320,13 @@ func (c *conn) describe(t *broker.Topic, extents bool) topicJSON {
 	for i := range t.Meta.Partitions {
 		p := partitionJSON{Partition: i, Leader: me, Epoch: int32(t.Meta.Epochs[i]), Replicas: []int{me}, ISR: []int{me}}
 		served, fault := t.Partition(partition.ID(i))
-		if fault != nil {
-			p.Error = string(fault.Code)
+		if fault == nil {
+			fault = served.Down()
 		}
-		if extents && fault == nil {
+		if fault != nil {
+			p.State, p.Error, p.Reason = stateDown, string(fault.Code), fault.What
+		}
+		if extents && served != nil {
 			p.Epoch = int32(served.Log().Epoch())
 			s := served.Log().Stats()
 			p.extentJSON = &extentJSON{
