@@ -29,6 +29,9 @@ const pluginUsage = `usage:
       --match runs the cases whose names contain the text. In JSON, ${CASE} becomes a word of its own for each case, and ${DATA} the directory it may use.
   trunkline-server plugin verify FILE [--json]
       checks who may change the file, and shows what to write into the configuration
+  trunkline-server plugin install FILE --dir DIR [--kind KIND] [--name NAME] [--config JSON] [--json]
+      copies an executable into the plugin directory under its name, if it starts as that plugin, in one step, and shows
+      what to write into the configuration
   trunkline-server plugin KIND NAME
       is a shipped plugin; started by the server, not by hand
 `
@@ -41,6 +44,8 @@ func pluginCommand(args []string, stdout, stderr io.Writer) int {
 			return testPlugin(args[1:], stdout, stderr)
 		case "verify":
 			return verifyPlugin(args[1:], stdout, stderr)
+		case "install":
+			return installPlugin(args[1:], stdout, stderr)
 		}
 	}
 	if len(args) != 2 {
@@ -54,7 +59,7 @@ func pluginCommand(args []string, stdout, stderr io.Writer) int {
 type pluginFlags struct {
 	kind, name, config, match string
 	verbose, json             bool
-	file                      string
+	file, dir                 string
 }
 
 // parsePlugin reads a command line that names one file; ok is false where it does not, and that was told.
@@ -62,10 +67,15 @@ func parsePlugin(command string, args []string, stderr io.Writer) (f pluginFlags
 	set := pflag.NewFlagSet(command, pflag.ContinueOnError)
 	set.SetOutput(io.Discard)
 	set.BoolVar(&f.json, "json", false, "")
-	if command == "test" {
+	if command == "install" {
+		set.StringVar(&f.dir, "dir", "", "")
+	}
+	if command == "test" || command == "install" {
 		set.StringVar(&f.kind, "kind", "", "")
 		set.StringVar(&f.name, "name", "", "")
 		set.StringVar(&f.config, "config", "", "")
+	}
+	if command == "test" {
 		set.StringVar(&f.match, "match", "", "")
 		set.BoolVar(&f.verbose, "verbose", false, "")
 	}
@@ -189,29 +199,56 @@ func verifyPlugin(args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin verify: %v\n", err)
 		return exitFailed
 	}
-	exe, err := host.OpenExecutable(path)
+	found, err := lookAt(path)
 	if err != nil {
 		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin verify: %v\n", err)
 		return exitFailed
 	}
-	defer func() { _ = exe.Close() }() // only read
-	kind, name := namedBy(path)
-	if f.json {
-		line, _ := json.Marshal(map[string]string{ // cannot fail: texts
-			"kind": kind, "name": name, "path": path, "sha256": exe.SHA256, "unverified_interpreter": exe.Interpreter,
-		})
-		_, _ = fmt.Fprintf(stdout, "%s\n", line)
-	} else {
-		_, _ = fmt.Fprintf(stdout, "plugins:\n  dir: %q\n  %s:\n    %s:\n      sha256: %s\n",
-			filepath.Dir(path), cmp.Or(kind, "KIND"), cmp.Or(name, "NAME"), exe.SHA256)
-	}
-	if exe.Interpreter != "" {
-		_, _ = fmt.Fprintf(stderr, "warning: the file is a script, and its interpreter, %s, is not verified\n", exe.Interpreter)
-	}
-	if kind == "" || name == "" {
+	found.Kind, found.Name = namedBy(path)
+	found.print(stdout, stderr, f.json)
+	if found.Kind == "" || found.Name == "" {
 		_, _ = fmt.Fprintf(stderr, "warning: the server looks for a file named %sKIND-NAME\n", host.ExecutablePrefix)
 	}
 	return exitOK
+}
+
+// looked is what there is to know of a plugin's file.
+type looked struct {
+	Kind        string `json:"kind"`
+	Name        string `json:"name"`
+	Version     string `json:"version,omitempty"` // where it was started
+	Path        string `json:"path"`
+	SHA256      string `json:"sha256"`
+	Replaces    string `json:"replaces,omitempty"` // the hash of the file that it took the place of
+	Interpreter string `json:"unverified_interpreter"`
+}
+
+// lookAt looks at a file as the server does before it starts it.
+func lookAt(path string) (looked, error) {
+	exe, err := host.OpenExecutable(path)
+	if err != nil {
+		return looked{}, err
+	}
+	defer func() { _ = exe.Close() }() // only read
+	return looked{Path: path, SHA256: exe.SHA256, Interpreter: exe.Interpreter}, nil
+}
+
+// print shows what to write into the configuration. Where a file took another's place, both hashes are good until all
+// servers have the new one.
+func (l *looked) print(stdout, stderr io.Writer, asJSON bool) {
+	if asJSON {
+		line, _ := json.Marshal(l) // cannot fail: texts
+		_, _ = fmt.Fprintf(stdout, "%s\n", line)
+	} else {
+		pins := l.SHA256
+		if l.Replaces != "" {
+			pins = "[" + l.Replaces + ", " + l.SHA256 + "]"
+		}
+		_, _ = fmt.Fprintf(stdout, "plugins:\n  dir: %q\n  %s:\n    %s:\n      sha256: %s\n", filepath.Dir(l.Path), cmp.Or(l.Kind, "KIND"), cmp.Or(l.Name, "NAME"), pins)
+	}
+	if l.Interpreter != "" {
+		_, _ = fmt.Fprintf(stderr, "warning: the file is a script, and its interpreter, %s, is not verified\n", l.Interpreter)
+	}
 }
 
 // isShipped reports whether a plugin lives in this binary.

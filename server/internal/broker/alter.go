@@ -132,7 +132,7 @@ func (b *Broker) keepTopic(ctx context.Context, t *Topic, expire bool) {
 		if p.Log().Aged() {
 			p.Tick()
 		}
-		if !expire || t.Set.RetentionTime == 0 && t.Set.RetentionBytes < 0 {
+		if !expire || t.Set.RetentionTime == 0 && t.Set.RetentionBytes < 0 || p.Down() != nil {
 			continue
 		}
 		b.expire(ctx, t, p)

@@ -70,6 +70,7 @@ type Broker struct {
 	ownHash     func() string // of the server's binary; takes it once
 
 	changes changes
+	healer  *healer
 	// unsettled holds a token when a change has no known outcome, or a plugin came back, until topics are compared with metadata.
 	unsettled chan struct{}
 	version   atomic.Uint64 // of topics; grows with mu held
@@ -104,6 +105,7 @@ func New(o Options) (*Broker, error) {
 	b.stores.instance, b.stores.all = datadir.RandomID(), make(map[string]*store)
 	b.stores.files = lend.NewBudget(o.OpenFiles)
 	b.newStoreLocked(catalog.DefaultStore)
+	b.healer = newHealer(b)
 	b.lenders.all = make(map[string]*lender)
 	b.newLenderLocked(defaultPartitioner)
 	return b, nil
@@ -156,6 +158,7 @@ func (b *Broker) run(plugins []func(context.Context) error) {
 	}
 	b.tasks.Go(func() error { return b.keepLogs(ctx) })
 	b.tasks.Go(func() error { return b.settle(ctx) })
+	b.tasks.Go(func() error { return b.healer.run(ctx) })
 }
 
 // closeTimeout bounds how long Close waits for the storage plugin to take its leases back; without it they are
@@ -166,6 +169,7 @@ const closeTimeout = 2 * time.Second
 // last connection is gone.
 func (b *Broker) Close() error {
 	b.EndChanges() // so that nothing is opened behind our back
+	b.healer.close()
 	b.mu.Lock()
 	topics := b.topics
 	b.topics = make(map[string]*Topic)

@@ -176,6 +176,7 @@ func (d *onDemand) keep(ctx context.Context) error {
 		err := sup.Start(ctx)
 		if answer != nil {
 			answer <- err
+			pause = startAgainMin // somebody is at work on it
 		}
 		if err == nil {
 			return d.tend(ctx, sup)

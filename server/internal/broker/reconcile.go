@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
 	"github.com/trunkline-mq/trunkline/plugins/storage"
@@ -104,7 +105,8 @@ func (b *Broker) serveLocked(ctx context.Context, store metadata.Store, meta cat
 	}
 	keep, storeErr := b.engine(ctx, meta.Store()) // where there is none, each partition says so
 	volatile := storeErr == nil && keep.Description().Pinned
-	if (set.Sync != setting.SyncBatch || volatile) && meta.State == catalog.Live {
+	advance := (set.Sync != setting.SyncBatch || volatile) && meta.State == catalog.Live
+	if advance {
 		// What such a topic acknowledged may be gone after an unclean end, and an end is not known to have been clean:
 		// what comes now is told apart from it (STORAGE §6.5).
 		meta.Epochs = nextEpochs(meta.Epochs)
@@ -145,6 +147,7 @@ func (b *Broker) serveLocked(ctx context.Context, store metadata.Store, meta cat
 	b.topics[meta.Name] = t
 	b.noteChangeLocked()
 	b.mu.Unlock()
+	b.healer.admit(t, advance)
 	return t, nil
 }
 
@@ -163,14 +166,7 @@ func (b *Broker) openPartitions(ctx context.Context, t *Topic, first int) (dirty
 			defer func() { <-slots }()
 			cut, err := b.openPartition(ctx, t, i)
 			if err != nil {
-				name := t.Meta.Name
-				b.log.Error("partition is not served", "topic", name, "partition", i, "err", err)
-				code := errcode.StorageUnavailable
-				if errors.Is(err, storage.ErrFull) {
-					code = errcode.StorageFull
-				}
-				t.faults[i] = errcode.Wrap(code, err, fmt.Sprintf("partition %s/%d is not served: %v", name, i, err),
-					"see the server's log")
+				b.blame(t, i, err)
 			}
 			if cut != nil && cut.Dirty {
 				mu.Lock()
@@ -183,20 +179,44 @@ func (b *Broker) openPartitions(ctx context.Context, t *Topic, first int) (dirty
 	return dirty
 }
 
+// blame notes why partition i of t is not open.
+func (b *Broker) blame(t *Topic, i int, err error) {
+	b.log.Error("partition is not served", "topic", t.Meta.Name, "partition", i, "err", err)
+	t.faults[i] = notServed(t.name(i), err)
+}
+
 func (b *Broker) openPartition(ctx context.Context, t *Topic, i int) (*storage.Cut, error) {
-	name := storage.Partition{Topic: t.Meta.Name, TopicID: t.Meta.ID, ID: plan.ID(i)}
 	keep, err := b.engine(ctx, t.Meta.Store())
 	if err != nil {
 		return nil, err
 	}
-	var reopened reopened
-	l, cut, err := keep.OpenLog(ctx, name, lend.OpenOptions{
-		Create: t.Meta.State == catalog.Creating || i >= int(t.Meta.Partitions), Adopt: t.Meta.Adopt, Epoch: t.Meta.Epochs[i], Settings: logSettings(t.Set, keep.Description()),
-		Advance:  func(ctx context.Context) (record.Epoch, error) { return b.advanceEpoch(ctx, name) },
-		Reopened: reopened.tell,
+	part, cut, err := b.openAs(ctx, keep, t, t.name(i), opening{
+		create: t.Meta.State == catalog.Creating || i >= int(t.Meta.Partitions), adopt: t.Meta.Adopt, epoch: t.Meta.Epochs[i],
 	})
 	if err != nil {
 		return nil, err
+	}
+	t.partitions[i] = part
+	return cut, nil
+}
+
+// opening is how a partition is opened, beside its topic's settings.
+type opening struct {
+	create, adopt bool
+	epoch         record.Epoch
+	wait          time.Duration // for a plugin and a descriptor; 0: no bound but the context
+}
+
+// openAs opens a partition of t at its store, and returns it with what recovery cut.
+func (b *Broker) openAs(ctx context.Context, keep engine, t *Topic, name storage.Partition, o opening) (*partition.Partition, *storage.Cut, error) {
+	var reopened reopened
+	l, cut, err := keep.OpenLog(ctx, name, lend.OpenOptions{
+		Create: o.create, Adopt: o.adopt, Epoch: o.epoch, Settings: logSettings(t.Set, keep.Description()),
+		Advance:  func(ctx context.Context) (record.Epoch, error) { return b.advanceEpoch(ctx, name) },
+		Reopened: reopened.tell, Wait: o.wait,
+	})
+	if err != nil {
+		return nil, nil, err
 	}
 	if cut != nil {
 		level := b.log.Warn
@@ -206,12 +226,12 @@ func (b *Broker) openPartition(ctx context.Context, t *Topic, i int) (*storage.C
 		level("recovery cut the end of a partition", "partition", name.String(), "offset", int64(cut.Offset), "bytes", cut.Bytes,
 			"reason", cut.Reason, "saved", cut.SavedAs, "acknowledged records may be missing", cut.Dirty)
 	}
-	t.partitions[i] = partition.Open(name, l, partition.Options{
+	p := partition.Open(name, l, partition.Options{
 		PublishTimeout: b.opt.PublishTimeout, Durable: keep.Description().Durability, Set: partitionSettings(t.Set), Logger: b.log,
 	})
-	reopened.part.Store(t.partitions[i])
+	reopened.part.Store(p)
 	reopened.tell() // what came between
-	return cut, nil
+	return p, cut, nil
 }
 
 // reopened tells a partition when its log is opened anew.
@@ -263,7 +283,7 @@ func (b *Broker) advanceEpoch(ctx context.Context, name storage.Partition) (reco
 }
 
 // advanceEpochs gives partitions that may have lost records a new leader epoch and opens them under it: what is written
-// from now on is told apart from what stood there before (STORAGE §6.5).
+// from now on is told apart from what stood there before (STORAGE §6.5). One that cannot be opened again has its fault.
 func (b *Broker) advanceEpochs(ctx context.Context, store metadata.Store, t *Topic, dirty []int) error {
 	t.Meta.Epochs = append([]record.Epoch(nil), t.Meta.Epochs...)
 	for _, i := range dirty {
@@ -272,15 +292,18 @@ func (b *Broker) advanceEpochs(ctx context.Context, store metadata.Store, t *Top
 		t.partitions[i] = nil
 		p.Close(errShuttingDown)
 		if err := p.Log().Close(ctx); err != nil {
-			return fmt.Errorf("close %s to open it under a new epoch: %w", p.Name, err)
+			b.blame(t, i, fmt.Errorf("close %s to open it under a new epoch: %w", p.Name, err))
 		}
 	}
 	if err := catalog.Update(ctx, store, &t.Meta); err != nil {
 		return fmt.Errorf("write new epochs of %s: %w", t.Meta.Name, err)
 	}
 	for _, i := range dirty {
+		if t.faults[i] != nil {
+			continue
+		}
 		if _, err := b.openPartition(ctx, t, i); err != nil {
-			return err
+			b.blame(t, i, err)
 		}
 	}
 	return nil

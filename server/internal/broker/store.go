@@ -234,9 +234,8 @@ func (s *store) adopt(ctx context.Context, inst *host.Instance, sock *storagerpc
 	}
 	s.inst.set(inst)
 	s.engine.set(e)
-	if known {
-		s.broker.reconcileLater() // deletions that its predecessor did not survive
-	}
+	s.broker.healer.storeUp(s.name)
+	s.broker.reconcileLater() // deletions and creations that waited for it, or that its predecessor did not survive
 	return nil
 }
 

@@ -68,6 +68,13 @@ func (t *Topic) Partition(id plan.ID) (*partition.Partition, *errcode.Error) {
 	return t.partitions[id], t.faults[id]
 }
 
+func (t *Topic) name(i int) storage.Partition {
+	return storage.Partition{Topic: t.Meta.Name, TopicID: t.Meta.ID, ID: plan.ID(i)}
+}
+
+// lazy reports whether what the topic acknowledges may be gone after an unclean end.
+func (t *Topic) lazy(d storage.Description) bool { return t.Set.Sync != setting.SyncBatch || d.Pinned }
+
 // Lookup returns the topic of that name, nil where there is none.
 func (b *Broker) Lookup(name []byte) *Topic {
 	b.mu.RLock()
@@ -324,6 +331,7 @@ func (b *Broker) dropLocked(t *Topic) {
 	}
 	b.mu.Unlock()
 	close(t.life.gone)
+	b.healer.dismiss(t.Meta.ID)
 	deleted := errcode.New(errcode.TopicDeleted, fmt.Sprintf("topic %s was deleted", t.Meta.Name), "create it again, or use another")
 	for _, p := range t.partitions {
 		if p != nil {

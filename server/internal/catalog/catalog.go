@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/trunkline-mq/trunkline/plugins/metadata"
@@ -109,6 +110,9 @@ func Load(ctx context.Context, s metadata.Store) (Contents, error) {
 		var t Tombstone
 		if err := json.Unmarshal(e.Value, &t); err != nil {
 			return c, fmt.Errorf("read %s: %w", e.Key, err)
+		}
+		if e.Key != tombstonesPrefix+t.ID || t.Partitions < 1 || t.Partitions > partition.CountMax {
+			return c, fmt.Errorf("read %s: it is of topic id %.80q with %d partitions", e.Key, t.ID, t.Partitions)
 		}
 		c.Tombstones = append(c.Tombstones, t)
 	}
@@ -254,13 +258,21 @@ func Get(ctx context.Context, s metadata.Store, name string) (Topic, error) {
 	return decode(e)
 }
 
+// decode believes nothing that the rest of the server could not live with: whoever keeps metadata may be a third party's.
 func decode(e metadata.Entry) (Topic, error) {
 	t := Topic{Version: e.Version}
 	if err := json.Unmarshal(e.Value, &t); err != nil {
 		return t, fmt.Errorf("read %s: %w", e.Key, err)
 	}
-	if len(t.Epochs) != int(t.Partitions) || t.Partitions < 1 {
+	switch {
+	case e.Key != topicsPrefix+t.Name:
+		return t, fmt.Errorf("read %s: it is of topic %.80q", e.Key, t.Name)
+	case len(t.Epochs) != int(t.Partitions) || t.Partitions < 1 || t.Partitions > partition.CountMax:
 		return t, fmt.Errorf("read %s: %d epochs for %d partitions", e.Key, len(t.Epochs), t.Partitions)
+	case slices.Min(t.Epochs) < 0:
+		return t, fmt.Errorf("read %s: leader epoch %d", e.Key, slices.Min(t.Epochs))
+	case t.Plan.Partitions != t.Partitions:
+		return t, fmt.Errorf("read %s: a plan for %d of %d partitions", e.Key, t.Plan.Partitions, t.Partitions)
 	}
 	if g := t.Grow; g != nil && (g.Partitions <= t.Partitions || g.Partitions > partition.CountMax) {
 		return t, fmt.Errorf("read %s: it grows from %d to %d partitions", e.Key, t.Partitions, g.Partitions)

@@ -118,3 +118,25 @@ func TestNamesThatAreTaken(t *testing.T) {
 		t.Errorf("a second deletion: %v", err)
 	}
 }
+
+func TestEntriesThatCannotBeAreNotBelieved(t *testing.T) {
+	for key, values := range map[string][]string{
+		"/topics/a": {
+			"", "null", "7", `{"name":"b","partitions":1,"epochs":[0],"plan":{"partitions":1}}`, `{"name":"a","partitions":1,"plan":{"partitions":1}}`,
+			`{"name":"a","partitions":-1,"epochs":[],"plan":{"partitions":-1}}`, `{"name":"a","partitions":0,"epochs":[],"plan":{"partitions":0}}`,
+			`{"name":"a","partitions":1,"epochs":[-1],"plan":{"partitions":1}}`, `{"name":"a","partitions":1,"epochs":[0],"plan":{"partitions":2}}`,
+			`{"name":"a","partitions":1,"epochs":[0],"plan":{"partitions":1},"grow":{"partitions":1}}`,
+		},
+		"/tombstones/id": {"", "null", `{"id":"other","partitions":1}`, `{"id":"id","partitions":0}`, `{"id":"id","partitions":-1}`, `{"id":"id","partitions":2147483647}`},
+	} {
+		for _, value := range values {
+			s := open(t)
+			if _, err := s.Commit(t.Context(), metadata.Txn{Puts: []metadata.Put{{Key: key, Value: []byte(value)}}}); err != nil {
+				t.Fatal(err)
+			}
+			if c, err := Load(t.Context(), s); err == nil {
+				t.Errorf("%s = %s: %+v", key, value, c)
+			}
+		}
+	}
+}

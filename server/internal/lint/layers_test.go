@@ -76,6 +76,8 @@ var layers = map[string][]string{
 	"clients/cli/format":        {"protocol", "clients/go"},
 	"clients/cli/measure":       {"clients/go"},
 	"clients/cli/profile":       {},
+	"clients/cli/skeleton":      {},
+	"clients/cli/together":      {"clients/go"},
 
 	"server/internal/lint":      {},
 	"server/internal/config":    {"protocol"},
@@ -92,8 +94,9 @@ var layers = map[string][]string{
 	"server/internal/conn": {"plugins/storage", "plugins/storage/lend", "protocol", "server/internal/broker", "server/internal/cursor", "server/internal/live", "server/internal/partition",
 		"server/internal/setting"},
 	// The server's main composes, and is the only one that names implementations.
-	"server":              {"plugins", "protocol", "server/internal"},
-	"server/test/harness": {"clients", "protocol"},
+	"server":                     {"plugins", "protocol", "server/internal"},
+	"server/test/harness":        {"clients", "protocol"},
+	"server/test/harness/kafkad": {"server/test/harness"},
 }
 
 // implementations are reached through their contract by everyone but who composes.

@@ -130,6 +130,16 @@ func (p *Partition) failure(err error) *errcode.Error {
 		"nothing was written; see the server's log, then try again")
 }
 
+// Down says why the log takes no records and gives none, nil when it does. It is tried again by itself, or its store's
+// directory is recovered.
+func (p *Partition) Down() *errcode.Error {
+	down := p.log.Stats().Down
+	if down == nil {
+		return nil
+	}
+	return errcode.Wrap(errcode.StorageUnavailable, down, fmt.Sprintf("partition %s is down: %v", p.Address(), down), "see the server's log")
+}
+
 // reuse keeps g for the next group, and gives its buffer back.
 func (p *Partition) reuse(g *group) {
 	if cap(g.buf) <= keepBytesMax {

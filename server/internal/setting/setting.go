@@ -89,6 +89,9 @@ func (t *Topic) Set(key, value string) *errcode.Error {
 			continue
 		}
 		if !r.read(t, value) {
+			if lacksUnit(key, value) {
+				return errcode.New(errcode.BadSetting, fmt.Sprintf("%s=%s has no unit", key, clip(value)), "write d, h, m, s or ms behind it: choose "+r.bounds)
+			}
 			return errcode.New(errcode.BadSetting, fmt.Sprintf("%s=%s is out of range", key, clip(value)), "choose "+r.bounds)
 		}
 		return nil
@@ -101,6 +104,12 @@ func (t *Topic) Set(key, value string) *errcode.Error {
 	keys = append(keys, elsewhere...)
 	sort.Strings(keys)
 	return errcode.New(errcode.BadSetting, fmt.Sprintf("setting %q is unknown", clip(key)), "there are "+strings.Join(keys, ", "))
+}
+
+// lacksUnit reports whether a value would be a time if it said of what.
+func lacksUnit(key, value string) bool {
+	every, timed := strings.CutPrefix(value, string(SyncInterval)+":")
+	return (key == "sync" && timed || strings.HasSuffix(key, ".time")) && address.LacksTimeUnit(every)
 }
 
 // Show is every setting as JSON shows it: sizes as numbers of bytes, times with units.

@@ -42,6 +42,18 @@ func TestBadSettingsAreRefusedAndSayWhatMayBe(t *testing.T) {
 	}
 }
 
+func TestATimeWithoutAUnitIsToldSo(t *testing.T) {
+	for in, lacks := range map[string]bool{"retention.time=7": true, "segment.time=60": true, "sync=interval:5": true, "retention.time=7ms": false, "retention.time=0": false,
+		"sync=interval:1ms": false, "sync=7": false, "retention.bytes=-2": false} {
+		key, value, _ := strings.Cut(in, "=")
+		set := Defaults()
+		err := set.Set(key, value)
+		if err == nil || strings.Contains(err.What, "has no unit") != lacks || strings.Contains(err.Hint, "d, h, m, s or ms") != lacks {
+			t.Errorf("%s: %v", in, err)
+		}
+	}
+}
+
 func TestMissingSettingsHaveTheirDefaults(t *testing.T) {
 	set, err := Parse(nil)
 	if err != nil || set != Defaults() || set.RetentionTime != 7*24*time.Hour {
