@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -149,8 +148,8 @@ func (f *benchFlags) check(cmd *cobra.Command, kind benchKind) error {
 	}
 	_, known := codecs()[f.compression]
 	switch {
-	case !slices.Contains([]string{"0", "1", "all"}, f.acks):
-		return fmt.Errorf("--acks %q is not 0, 1 or all", f.acks)
+	case checkAcks(f.acks) != nil:
+		return checkAcks(f.acks)
 	case !known:
 		return fmt.Errorf("--compression %q is not none, gzip, snappy, lz4 or zstd", f.compression)
 	case f.pub && (cmd.Flags().Changed("acks") || cmd.Flags().Changed("compression")):

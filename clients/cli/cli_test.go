@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -16,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/trunkline-mq/trunkline/clients/internal/scripted"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -72,6 +74,20 @@ const (
 	emptyJSON = `{"name":"one","partitions":[{"partition":0,"leader":1,"epoch":0,"replicas":[1],"isr":[1],"log_start":0,"high_watermark":0,"log_end":0,"bytes":0,"segments":1}]}`
 )
 
+// taught is a server's error as it is printed: what happened, how it comes about, and what to do, which is the hint, or the
+// table's where that is in the words of this program. How a request came to be wrong, what happened says by itself.
+func taught(said, hint string) string {
+	code := errcode.Code(regexp.MustCompile(`[A-Z]+_[A-Z_]+|TIMEOUT|CORRUPT`).FindString(said))
+	advice, known := code.Advice()
+	if hint == "" || strings.HasPrefix(string(code), "UNKNOWN_") {
+		hint = advice.Fix
+	}
+	if !known || strings.HasPrefix(string(code), "BAD_") || code == errcode.TopicExists {
+		return said + "\nfix: " + hint + "\n"
+	}
+	return said + "\ncause: " + advice.Cause + "\nfix: " + hint + "\n"
+}
+
 // commandCase is one command line on scripted connections.
 type commandCase struct {
 	name    string
@@ -105,7 +121,7 @@ func TestTopicCommands(t *testing.T) {
 		{"create json", "--json topic create one", "", []string{"> TOPIC CREATE one\n< +OK one\n> TOPIC INFO one\n" + data(topicJSON)},
 			outcome{0, topicJSON + "\n", ""}},
 		{"create existing", "topic create one", "", []string{"> TOPIC CREATE one\n< -ERR TOPIC_EXISTS 'one exists; use it'"},
-			outcome{1, "", "trunkline: create topic one: TOPIC_EXISTS: one exists; use it\n"}},
+			outcome{1, "", taught("trunkline: create topic one: TOPIC_EXISTS: one exists", "use it")}},
 		{"ls", "topic ls", "", []string{"> TOPIC LIST\n" + data(`{"topics":[`+topicJSON+`,{"name":"longer.name","error":"METADATA_UNAVAILABLE"}]}`)},
 			outcome{0, "TOPIC        PARTITIONS\none          2\nlonger.name  METADATA_UNAVAILABLE\n", ""}},
 		{"ls json", "topic ls --json", "", []string{"> TOPIC LIST\n" + data(`{"topics":[]}`)}, outcome{0, "{\"topics\":[]}\n", ""}},
@@ -116,13 +132,13 @@ func TestTopicCommands(t *testing.T) {
 				"          1       1          4               5        5      9         1\n", ""}},
 		{"info json", "topic info one --json", "", []string{"> TOPIC INFO one\n" + data(topicJSON)}, outcome{0, topicJSON + "\n", ""}},
 		{"info missing", "topic info no", "", []string{"> TOPIC INFO no\n< -ERR UNKNOWN_TOPIC 'no no; make it'"},
-			outcome{5, "", "trunkline: topic no: UNKNOWN_TOPIC: no no; make it\n"}},
+			outcome{5, "", taught("trunkline: topic no: UNKNOWN_TOPIC: no no", "make it")}},
 		{"advice in the words of the command line", "topic info no", "", []string{"> TOPIC INFO no\n< -ERR UNKNOWN_TOPIC 'no no; create it with TOPIC CREATE no partitions=N, or look with TOPIC LIST'"},
-			outcome{5, "", "no no; create it with trunkline topic create no --partitions N, or look with trunkline topic ls\n"}},
+			outcome{5, "", taught("trunkline: topic no: UNKNOWN_TOPIC: no no", "")}},
 		{"rm", "topic rm one", "", []string{"> TOPIC DELETE one\n< +OK one"}, outcome{0, "deleted one\n", ""}},
 		{"rm json", "topic rm one --json", "", []string{"> TOPIC DELETE one\n< +OK one"}, outcome{0, "{\"name\":\"one\"}\n", ""}},
 		{"not allowed", "topic rm one", "", []string{"> TOPIC DELETE one\n< -ERR NOT_ALLOWED 'no; ask'"},
-			outcome{4, "", "trunkline: delete topic one: NOT_ALLOWED: no; ask\n"}},
+			outcome{4, "", taught("trunkline: delete topic one: NOT_ALLOWED: no", "ask")}},
 	})
 }
 
@@ -138,9 +154,9 @@ func TestPubCommands(t *testing.T) {
 		{"pub count", "pub one x --count 2", "", []string{"> PUB one 1\n> x\n> PUB one 1\n> x\n< +OK one/1@0 disk\n< +OK one/1@1 disk"},
 			outcome{0, "one/1@0 disk\none/1@1 disk\n", ""}},
 		{"pub refused", "pub one x --count 2", "", []string{"> PUB one 1\n> x\n> PUB one 1\n> x\n< -ERR TIMEOUT 'late; look'\n< +OK one/1@1 disk"},
-			outcome{1, "one/1@1 disk\n", "1 of 2 records acknowledged\ntrunkline: TIMEOUT: late; look\n"}},
+			outcome{1, "one/1@1 disk\n", taught("1 of 2 records acknowledged\ntrunkline: TIMEOUT: late", "look")}},
 		{"pub to no partition", "pub one/9 x", "", []string{"> PUB one/9 1\n> x\n< -ERR UNKNOWN_PARTITION 'no; yes'"},
-			outcome{5, "", "trunkline: UNKNOWN_PARTITION: no; yes\n"}},
+			outcome{5, "", taught("trunkline: UNKNOWN_PARTITION: no", "yes")}},
 		{"pub too much", "pub one", strings.Repeat("x", 101), []string{""},
 			outcome{1, "", "trunkline: record too large: the input is longer than the 100 bytes the server takes; --lines makes records of its lines\n"}},
 	})
@@ -153,12 +169,12 @@ func TestReadCommands(t *testing.T) {
 		{"sub json", "sub one@earliest -c 1 --json", "", []string{stands("one@earliest"), follow("one@earliest") + "< +OK\n" + delivered("one/0@0", "ab")},
 			outcome{0, `{"topic":"one","partition":0,"offset":0,"timestamp":"1970-01-01T00:00:00.000Z","key":null,"value":"ab","headers":{}}` + "\n", "next one/0@1 one/1@4\n"}},
 		{"sub over damage", "sub one -c 2", "", []string{stands("one"), follow("one") + "< +OK\n" + delivered("one/0@0", "a") + "< -ERR ASYNC CORRUPT 'SUB one/0@1: bad'\n" + delivered("one/0@2", "b")},
-			outcome{1, "a\nb\n", "trunkline: CORRUPT: SUB one/0@1: bad\nnext one/0@3 one/1@4\ntrunkline: CORRUPT: SUB one/0@1: bad\n"}},
+			outcome{1, "a\nb\n", taught("trunkline: CORRUPT: SUB one/0@1: bad\nnext one/0@3 one/1@4\ntrunkline: CORRUPT: SUB one/0@1: bad", "")}},
 		{"sub refused", "sub one*", "", []string{"", follow("one*") + "< -ERR NOT_SUPPORTED 'later; wait'"},
-			outcome{1, "", "trunkline: subscribe to one*: NOT_SUPPORTED: later; wait\n"}},
+			outcome{1, "", taught("trunkline: subscribe to one*: NOT_SUPPORTED: later", "wait")}},
 
 		{"create with bad settings", "topic create one --set b=2", "", []string{"> TOPIC CREATE one b=2\n< -ERR BAD_SETTING 'no b; a'"},
-			outcome{2, "", "trunkline: create topic one: BAD_SETTING: no b; a\n"}},
+			outcome{2, "", taught("trunkline: create topic one: BAD_SETTING: no b", "a")}},
 		{"alter partitions", "topic alter one --partitions 2 --set a=1", "", []string{"> TOPIC ALTER one a=1 partitions=2\n< +OK one\n> TOPIC INFO one\n" + data(emptyJSON)},
 			outcome{0, "topic one, id \n  PARTITION  LEADER  LOG START  HIGH WATERMARK  LOG END  BYTES  SEGMENTS\n          0       1          0               0        0      0         1\n", ""}},
 		{"trim", "topic trim one/0@2", "", []string{"> TOPIC TRIM one/0@2\n< +OK one/0@2"}, outcome{0, "one/0@2 is the first record now\n", ""}},
@@ -186,7 +202,7 @@ func TestReadCommands(t *testing.T) {
 			"> TOPIC INFO one.a\n" + data(strings.ReplaceAll(emptyJSON, `"one"`, `"one.a"`)) + "> TOPIC INFO one.b\n" + data(strings.ReplaceAll(emptyJSON, `"one"`, `"one.b"`))}, outcome{0, "", ""}},
 
 		{"sub wildcards that match nothing", "sub no.>@earliest --exit", "", []string{"> TOPIC LIST\n" + data(`{"topics":[{"name":"one"},{"name":"no"}]}`)},
-			outcome{5, "", "trunkline: UNKNOWN_TOPIC: no topic matches no.>; trunkline topic ls lists them\n"}},
+			outcome{5, "", taught("trunkline: UNKNOWN_TOPIC: no topic matches no.>", "trunkline topic ls lists them")}},
 		{"sub to the end", "sub one@earliest --exit", "", []string{"> TOPIC INFO one\n" + data(topicJSON),
 			"> GET one/0@earliest 3\n" + msg("one/0@0", "a") + msg("one/0@1", "b") + "< +OK one/0@2",
 			"> GET one/0@2 1\n" + msg("one/0@2", "c") + "< +OK one/0@3",
@@ -201,7 +217,7 @@ func TestReadCommands(t *testing.T) {
 		{"sub to the end beyond the last record", "sub one/0@1h --exit", "", []string{"> TOPIC INFO one\n" + data(topicJSON), "> GET one/0@1h 3\n< +OK one/0@3"},
 			outcome{0, "", ""}},
 		{"sub to the end of a partition that is not there", "sub one/7@earliest --exit", "", []string{"> TOPIC INFO one\n" + data(topicJSON)},
-			outcome{5, "", "trunkline: UNKNOWN_PARTITION: topic one has the partitions 0 to 1, not 7; name one of these\n"}},
+			outcome{5, "", taught("trunkline: UNKNOWN_PARTITION: topic one has the partitions 0 to 1, not 7", "name one of these")}},
 		{"sub to the end without getting anywhere", "sub one/0@earliest --exit", "", []string{"> TOPIC INFO one\n" + data(topicJSON), "> GET one/0@earliest 3\n< +OK one/0@0", "> GET one/0@0 3\n< +OK one/0@0"},
 			outcome{1, "", "trunkline: one/0@0 has no records before 0, though its high watermark is 3\n"}},
 		{"sub to the end from now", "sub one/0 --exit", "", []string{"> TOPIC INFO one\n" + data(topicJSON), "> GET one/0@latest 3\n< +OK one/0@3"},
@@ -209,7 +225,17 @@ func TestReadCommands(t *testing.T) {
 
 		{"get", "get one -c 2", "", []string{"", "> GET one 2\n" + msg("one/0@0", "a") + msg("one/1@4", "d") + "< +OK one/0@1 one/1@5"},
 			outcome{0, "a\nd\n", "next one/0@1 one/1@5\n"}},
-		{"get missing", "get no", "", []string{"", "> GET no 10\n< -ERR UNKNOWN_TOPIC 'no; yes'"}, outcome{5, "", "trunkline: get no: UNKNOWN_TOPIC: no; yes\n"}},
+		{"get of several", "get one/1 two/0@3 one/0 -c 2", "", []string{"", "> GET one/1 2\n" + msg("one/1@4", "d") + "< +OK one/1@5", "> GET two/0@3 1\n" + msg("two/0@3", "e") + "< +OK two/0@4"},
+			outcome{0, "d\ne\n", "next one/1@5 two/0@4 one/0\n"}},
+		{"sub of several to the end", "sub one/1@earliest one/0@2 --exit", "", []string{
+			"> TOPIC INFO one\n" + data(topicJSON) + "> TOPIC INFO one\n" + data(topicJSON), "> GET one/1@earliest 1\n" + msg("one/1@4", "d") + "< +OK one/1@5", "> GET one/0@2 3\n" + msg("one/0@2", "c") + "< +OK one/0@3"},
+			outcome{0, "d\nc\n", ""}},
+		{"sub of several to the end, stopped by count", "sub one/1@earliest one/0@2 --exit -c 1", "", []string{"> TOPIC INFO one\n" + data(topicJSON), "> GET one/1@earliest 1\n" + msg("one/1@4", "d") + "< +OK one/1@5"},
+			outcome{0, "d\n", ""}},
+		{"sub of no topic", "sub one -c 1", "", []string{"> OFFSETS one\n< -ERR UNKNOWN_TOPIC 'topic one does not exist; make it'", follow("one") + "< +OK\n" + delivered("one", "a")},
+			outcome{0, "a\n", "trunkline: no topic one: listening to the live subject, and to the topic from its first record on when it is made\n"}},
+
+		{"get missing", "get no", "", []string{"", "> GET no 10\n< -ERR UNKNOWN_TOPIC 'no; yes'"}, outcome{5, "", taught("trunkline: get no: UNKNOWN_TOPIC: no", "yes")}},
 	})
 }
 
@@ -222,7 +248,7 @@ func TestPublishLines(t *testing.T) {
 	}
 	fail := script + "> PING\n< +OK one/0@0 disk\n< -ERR STORAGE_FULL 'full; clean'\n< +OK one/0@1 disk\n< PONG"
 	got = runWith(t, t.Context(), strings.NewReader("a\r\n\nb"), "pub", "one", "--lines", "-s", scripted.Start(t, fail))
-	if got.code != 1 || !strings.HasPrefix(got.err, "2 of 3 records") || !strings.HasSuffix(got.err, "\ntrunkline: line 2: STORAGE_FULL: full; clean\n") {
+	if got.code != 1 || !strings.HasPrefix(got.err, "2 of 3 records") || !strings.HasSuffix(got.err, taught("\ntrunkline: line 2: STORAGE_FULL: full", "clean")) {
 		t.Errorf("%+v", got)
 	}
 	cut := script + "< +OK one/0@0 disk\ncut"
@@ -290,7 +316,7 @@ func TestWrongUsage(t *testing.T) {
 	for _, args := range []string{
 		"", "topic", "nonsense", "--nonsense", "pub", "pub one a b", "pub one x --lines", "pub one --lines --count 2", "pub one x --count 0",
 		"pub one x --null", "pub one --null --lines", "pub one --lines --records", "pub one x --file f", "pub one x --key a --key-base64 YQ==", "pub one x --key-base64 ?",
-		"pub one --lines --key-delimiter : --key k", "pub one x --key-delimiter :", "pub one x --keep-going", "pub one --records --key k", "pub one x --count x",
+		"pub one --lines --key-delimiter : --key k", "pub one x --key-delimiter :", "pub one x --keep-going", "pub one --records --key k", "pub one x --count x", "pub one x --acks 2", "pub one x --acks=", "sub one a/x", "get one one#k", "plugin new", "plugin new storage", "plugin new storage A", "plugin info x", "plugin reload a/b/c", "plugin install",
 		"sub one -f %z", "sub one -f %v --json", "topic trim one", "topic trim one/0", "topic alter one", "topic create one --partitions 0", "topic ls -s a --context b",
 		"context add", "context add a/b x", "context add a http://x", "completion", "completion csh", "errors A B", "topic ls --context nowhere",
 		"pub one x -H nonsense", "pub one@3 x", "pub a/x y", "sub", "sub one#k", "sub one@yesterday", "sub one -c 0", "get one -c -1", "get one#k",

@@ -117,8 +117,12 @@ func (a *app) addContext(s profile.Store, args []string, description string) err
 	if err := checkURL(args[1]); err != nil {
 		return &usageError{err}
 	}
-	if err := s.Add(args[0], profile.Context{URL: args[1], Description: description}); err != nil {
+	added := profile.Context{URL: args[1], Description: description}
+	if err := s.Add(args[0], added); err != nil {
 		return err
+	}
+	if a.json {
+		return a.printJSON(contextJSON{args[0], added, false})
 	}
 	_, err := fmt.Fprintf(a.out, "context %s is %s\n", args[0], args[1])
 	return err
@@ -146,6 +150,9 @@ func (a *app) removeContext(s profile.Store, name string) error {
 	selected, err := s.Remove(name)
 	if err != nil {
 		return err
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"name": name, "selected": selected})
 	}
 	fmt.Fprintf(a.out, "context %s is forgotten\n", name)
 	if selected {
@@ -216,6 +223,13 @@ func (a *app) showContext(s profile.Store, args []string) error {
 func (a *app) selectContext(s profile.Store, args []string) error {
 	if err := s.Select(args[0]); err != nil {
 		return err
+	}
+	if a.json {
+		c, err := s.Get(args[0])
+		if err != nil {
+			return err
+		}
+		return a.printJSON(contextJSON{args[0], c, true})
 	}
 	_, err := fmt.Fprintf(a.out, "context %s is used from now on\n", args[0])
 	return err

@@ -248,10 +248,11 @@ func (d *doctor) directory() {
 	d.holder(path)
 }
 
-// Below these parts of a disk there is little room.
+// Below these parts of a disk there is little room, and below so many bytes a group of records may not fit.
 const (
 	roomLow    = 20 // a twentieth
 	roomLowest = 100
+	groupBytes = 1 << 20
 )
 
 func (d *doctor) room(path string) {
@@ -263,7 +264,7 @@ func (d *doctor) room(path string) {
 	free, all := s.Bavail*uint64(s.Bsize), s.Blocks*uint64(s.Bsize)
 	what := fmt.Sprintf("%s of %s are free for %s", humanize.IBytes(free), humanize.IBytes(all), path)
 	switch {
-	case free < all/roomLowest || s.Ffree == 0 && s.Files > 0:
+	case free < max(all/roomLowest, groupBytes) || s.Ffree == 0 && s.Files > 0:
 		d.fail("disk", "free or add space, or lower retention; publishing stops at the reserve and goes on by itself", "%s", what)
 	case free < all/roomLow:
 		d.warn("disk", "free or add space, or lower retention, before publishing stops", "%s", what)

@@ -61,6 +61,11 @@ func (a *app) completeTopics(cmd *cobra.Command, args []string, begun string) ([
 	return found, cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeAllTopics is completeTopics for commands that take several addresses.
+func (a *app) completeAllTopics(cmd *cobra.Command, _ []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.completeTopics(cmd, nil, begun)
+}
+
 func (a *app) topicNames(ctx context.Context) ([]string, error) {
 	url, err := a.server.url(a.env)
 	if err != nil {

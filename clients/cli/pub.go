@@ -32,12 +32,13 @@ type pubFlags struct {
 	keepGoing      bool
 	template       bool
 	count          int
+	acks           string
 }
 
 func (a *app) pubCommand() *cobra.Command {
 	var f pubFlags
 	cmd := &cobra.Command{
-		Use:   "pub ADDRESS [BODY] [--key K] [-H name:value]… [--count N] | pub ADDRESS --lines [--file FILE]",
+		Use:   "pub ADDRESS [BODY] [--key K] [-H name:value]… [--acks 0|1|all] [--count N] | pub ADDRESS --lines [--file FILE]",
 		Short: "Publish a record, or every line of a file as one",
 		Long: "Publish BODY, a file, or all of standard input as one record, and print where it went; where the\n" +
 			"input is empty, the record is.\n" +
@@ -45,7 +46,11 @@ func (a *app) pubCommand() *cobra.Command {
 			"record, and a last line without LF counts. With --records every line is a record in the JSON\n" +
 			"that sub and get print with --json: bytes as key_base64 and value_base64, null as null.\n\n" +
 			"With --count, BODY, key and headers are templates: {{.Count}} is the record's number from 1,\n" +
-			"{{.Time}} the time, {{.Unix}} the time in seconds, {{random 8}} that many letters and digits.",
+			"{{.Time}} the time, {{.Unix}} the time in seconds, {{random 8}} that many letters and digits.\n\n" +
+			"With --acks all, the default, the answer comes when the record is as safe as its topic asks for; the\n" +
+			"word behind its address says how safe that is. With --acks 1 the partition's leader alone is waited\n" +
+			"for, with one broker the same. With --acks 0 nothing is: the answer is none, says that the server has\n" +
+			"read the record, and a failure to store it is not told.",
 		Example: "  trunkline pub orders 'two coffees' --key anna -H colour:green\n" +
 			"  trunkline pub orders --lines --file orders.txt\n" +
 			"  trunkline pub orders 'order {{.Count}}' --key 'customer-{{random 2}}' --count 1000\n" +
@@ -64,6 +69,7 @@ func (a *app) pubCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.delimiter, "key-delimiter", "", "with --lines: what is in front of the first `TEXT` of a line is its key")
 	cmd.Flags().BoolVar(&f.keepGoing, "keep-going", false, "with --lines or --records: go on when a line is refused; each is named, and the exit code is 1")
 	cmd.Flags().IntVar(&f.count, "count", 1, "publish the record `N` times")
+	cmd.Flags().StringVar(&f.acks, "acks", "all", "`WHAT` is waited for: 0, nothing; 1, the leader; all, as many as the topic asks for")
 	cmd.Flags().BoolVar(&f.template, "template", false, "BODY, key and headers are templates; default where --count is given")
 	var m trunkline.Message
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) (err error) {
@@ -85,8 +91,13 @@ func (a *app) pubCommand() *cobra.Command {
 			return err
 		}
 		defer in.Close()
+		by, end, err := f.publisher(c)
+		if err != nil {
+			return err
+		}
+		defer end()
 		if f.lines || f.records {
-			return a.publishLines(ctx, c, args[0], newLineSource(in, c.Info().MaxPayload, &f, m), f.keepGoing)
+			return a.publishLines(ctx, by, args[0], newLineSource(in, c.Info().MaxPayload, &f, m), f.keepGoing)
 		}
 		switch {
 		case f.null:
@@ -101,9 +112,32 @@ func (a *app) pubCommand() *cobra.Command {
 		if err != nil {
 			return &usageError{err}
 		}
-		return a.publish(ctx, c, args[0], next, f.count)
+		return a.publish(ctx, by, args[0], next, f.count)
 	})
 	return cmd
+}
+
+// publisher is what takes the records, and what is to be done with it in the end. PUB has no acks: where other than the
+// default is asked for, records go by PRODUCE.
+func (f *pubFlags) publisher(c *trunkline.Client) (by measure.Publisher, end func(), err error) {
+	if f.acks == string(trunkline.AcksAll) {
+		return measure.ByClient(c), func() {}, nil
+	}
+	p, err := c.NewProducer(trunkline.WithAcks(trunkline.Acks(f.acks)), trunkline.RetryUnknown(false))
+	if err != nil {
+		return by, nil, err
+	}
+	by = measure.ByProducer(p)
+	return by, by.Close, nil
+}
+
+// checkAcks refuses what nobody can wait for.
+func checkAcks(acks string) error {
+	switch trunkline.Acks(acks) {
+	case trunkline.AcksNone, trunkline.AcksLeader, trunkline.AcksAll:
+		return nil
+	}
+	return fmt.Errorf("--acks %q is not 0, 1 or all", acks)
 }
 
 // check refuses flags that do not go together.
@@ -135,7 +169,7 @@ func (f *pubFlags) check(cmd *cobra.Command, args int) error {
 	case f.count < 1:
 		return fmt.Errorf("--count %d is less than 1", f.count)
 	}
-	return nil
+	return checkAcks(f.acks)
 }
 
 // message is what the flags say of every record.
@@ -188,10 +222,22 @@ func readBody(in io.Reader, limit int) ([]byte, error) {
 // resultsMax is how many results of --count are waited for at a time.
 const resultsMax = 1024
 
+// result is a publish under way.
+type result struct {
+	known chan struct{}
+	ack   trunkline.Ack // set before known is closed
+	err   error         // set before known is closed
+}
+
+func (r *result) take(ack trunkline.Ack, err error) {
+	r.ack, r.err = ack, err
+	close(r.known)
+}
+
 // publish sends count records and prints each answer in order. It stops at the first failure or interruption; what was
 // under way by then is waited for and printed too, and a summary says how far it came.
-func (a *app) publish(ctx context.Context, c *trunkline.Client, to string, next func() (*trunkline.Message, error), count int) error {
-	var under []*trunkline.Result // way, from the oldest on
+func (a *app) publish(ctx context.Context, by measure.Publisher, to string, next func() (*trunkline.Message, error), count int) error {
+	var under []*result // way, from the oldest on
 	var failed error
 	acked := 0
 	keep := func(err error) {
@@ -209,19 +255,18 @@ func (a *app) publish(ctx context.Context, c *trunkline.Client, to string, next 
 			failed = err
 			break
 		}
-		r, err := c.Publish(ctx, to, m)
-		if err != nil {
-			failed = err
+		r := &result{known: make(chan struct{})}
+		if failed = by.Publish(ctx, to, m, r.take); failed != nil {
 			break
 		}
 		if under = append(under, r); len(under) < resultsMax {
 			continue
 		}
-		n, err := a.printResults(ctx, c, under)
+		n, err := a.printResults(ctx, by, under)
 		under, acked = nil, acked+n
 		keep(err)
 	}
-	n, err := a.printResults(ctx, c, under)
+	n, err := a.printResults(ctx, by, under)
 	acked += n
 	keep(err)
 	if failed != nil && tried > 0 && count > 1 {
@@ -232,16 +277,18 @@ func (a *app) publish(ctx context.Context, c *trunkline.Client, to string, next 
 
 // printResults waits for results, an interrupted run only for a little, and prints them. It returns how many are
 // acknowledged, and the first failure.
-func (a *app) printResults(ctx context.Context, c *trunkline.Client, results []*trunkline.Result) (acked int, failed error) {
+func (a *app) printResults(ctx context.Context, by measure.Publisher, results []*result) (acked int, failed error) {
 	for _, r := range results {
-		ack, err := r.Wait(ctx)
-		if ctx.Err() != nil {
-			_ = measure.ByClient(c).Drain(ctx) // each result says what became of it
-			ack, err = r.Wait(context.WithoutCancel(ctx))
+		select {
+		case <-r.known:
+		case <-ctx.Done():
+			_ = by.Drain(ctx) // each result says what became of it
+			<-r.known
 		}
+		err := r.err
 		if err == nil {
 			acked++
-			err = a.printAck(ack)
+			err = a.printAck(r.ack)
 		}
 		if err != nil && failed == nil {
 			failed = err
@@ -262,12 +309,12 @@ func (a *app) printAck(ack trunkline.Ack) error {
 	return err
 }
 
-// tally counts results, which come in the order of the lines.
+// tally counts results.
 type tally struct {
 	keepGoing bool
 
 	mu         sync.Mutex
-	lines      []int          // guarded; the numbers of lines without a result, from the oldest on
+	idle       []*underWay    // guarded; that have their results
 	durability map[string]int // guarded; acknowledged lines by what was reached
 	refused    []error        // guarded; the failures of lines, with their numbers
 	first      error          // guarded; that of the lowest of all lines that failed
@@ -280,34 +327,39 @@ type tally struct {
 // refusedMax is how many refused lines are named.
 const refusedMax = 20
 
-// begin says that a line is going to be published.
-func (t *tally) begin(line int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.lines = append(t.lines, line)
+// underWay is a line without a result. Results come in any order where partitions have batches of their own.
+type underWay struct {
+	tally  *tally
+	number int
+	done   func(trunkline.Ack, error) // its take; made once, as lines are used again
 }
 
-// take is told each line's outcome.
-func (t *tally) take(ack trunkline.Ack, err error) {
+// begin says that a line is going to be published.
+func (t *tally) begin(number int) *underWay {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	line := t.lines[0]
-	if t.lines = t.lines[1:]; len(t.lines) == 0 {
-		t.lines = nil // so that what is in front of it is let go
+	var l *underWay
+	if n := len(t.idle); n > 0 {
+		l, t.idle = t.idle[n-1], t.idle[:n-1]
+	} else {
+		l = &underWay{tally: t}
+		l.done = l.take
 	}
+	l.number = number
+	return l
+}
+
+// take is told the line's outcome.
+func (l *underWay) take(ack trunkline.Ack, err error) {
+	t := l.tally
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.idle = append(t.idle, l)
 	if err == nil {
 		t.durability[ack.Durability]++
 		return
 	}
-	t.failLocked(line, err)
-}
-
-// withdraw takes back the line that was begun last: nothing of it was sent.
-func (t *tally) withdraw(line int, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.lines = t.lines[:len(t.lines)-1]
-	t.failLocked(line, err)
+	t.failLocked(l.number, err)
 }
 
 // refuse is told of a line that was not sent.
@@ -337,7 +389,7 @@ func (t *tally) failLocked(line int, err error) {
 
 // publishLines publishes what a source has. It stops at the first failure, unless it is to keep going and the failure is
 // the line's own, waits for what is under way, and says on standard error what was acknowledged.
-func (a *app) publishLines(ctx context.Context, c *trunkline.Client, to string, source *lineSource, keepGoing bool) error {
+func (a *app) publishLines(ctx context.Context, by measure.Publisher, to string, source *lineSource, keepGoing bool) error {
 	start := time.Now()
 	t := &tally{keepGoing: keepGoing, durability: make(map[string]int), stop: make(chan struct{})}
 	sent, size, failed := 0, uint64(0), error(nil)
@@ -351,25 +403,24 @@ func (a *app) publishLines(ctx context.Context, c *trunkline.Client, to string, 
 			continue
 		default:
 		}
-		m, line, err := source.next()
+		m, number, err := source.next()
 		var bad *lineError
 		switch {
 		case errors.As(err, &bad):
-			t.refuse(line, bad.err)
+			t.refuse(number, bad.err)
 			continue
 		case err != nil:
 			failed = err
 			continue
 		}
-		t.begin(line)
-		if err := c.PublishFunc(ctx, to, m, t.take); err != nil {
-			t.withdraw(line, err)
+		if err := by.Publish(ctx, to, m, t.begin(number).done); err != nil {
+			t.refuse(number, err)
 			continue
 		}
 		sent++
 		size += uint64(len(m.Value))
 	}
-	unflushed := measure.ByClient(c).Drain(ctx)
+	unflushed := by.Drain(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a.note("%s", t.summary(source.number(), size, time.Since(start)))
@@ -391,7 +442,7 @@ func (a *app) reportLines(t *tally, failed error) error {
 		return fmt.Errorf("%w; from there to line %d %d lines are not acknowledged", t.first, t.high, t.failures)
 	}
 	for _, err := range t.refused {
-		a.note("trunkline: %s", inCommands(err.Error()))
+		a.note("trunkline: %v", err)
 	}
 	return fmt.Errorf("lines refused: %d", t.failures)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/trunkline-mq/trunkline/clients/cli/format"
+	"github.com/trunkline-mq/trunkline/clients/cli/together"
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
 	"github.com/trunkline-mq/trunkline/protocol/address"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
@@ -56,37 +57,39 @@ func (f *readFlags) printer(a *app, cmd *cobra.Command) (*printer, error) {
 func (a *app) subCommand() *cobra.Command {
 	var f readFlags
 	cmd := &cobra.Command{
-		Use:   "sub ADDRESS [-c N] [--exit] [--format PATTERN]",
+		Use:   "sub ADDRESS… [-c N] [--exit] [--format PATTERN]",
 		Short: "Follow topics, a partition or live subjects and print what comes, one record a line",
 		Long: "Follow ADDRESS, topic[/partition][@position], from now on unless it has a position:\n" +
 			"an offset, earliest, latest, -N for the last N, a time, or 1h for an hour ago. A topic's name may\n" +
 			"have wildcards, * for one token and > for the rest. With --exit it stops at the end that the log\n" +
-			"had when it began. Where it was ended, standard error says at which addresses to go on.\n\n" + formatHelp,
+			"had when it began. Where it was ended, standard error says at which addresses to go on: all of them\n" +
+			"can be given to the next sub.\n\n" + formatHelp,
 		Example: "  trunkline sub orders@earliest\n" +
 			"  trunkline sub 'orders.>@-10' --format '%t/%p@%o %k %v\\n'\n" +
-			"  trunkline sub orders/0@1h --exit --json",
-		Args: argCount(1, 1), ValidArgsFunction: a.completeTopics,
+			"  trunkline sub orders/0@1h --exit --json\n" +
+			"  trunkline sub orders/0@17 orders/1@12",
+		Args: argCount(1, addressesMax), ValidArgsFunction: a.completeAllTopics,
 	}
 	f.declare(cmd, 0, "stop after `N` records")
 	cmd.Flags().BoolVar(&f.exit, "exit", false, "stop at the end of the log")
-	var addr address.Address
+	var all []address.Address
 	var p *printer
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) (err error) {
 		if p, err = f.printer(a, cmd); err != nil {
 			return err
 		}
 		p.left, p.bounded = f.count, f.count > 0
-		addr, err = checkAddress(args[0], (*address.Address).ForRead)
+		all, err = checkAddresses(args)
 		return err
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !f.exit { // for long: it outlives the server's restarts
 			return a.dialled(func(ctx context.Context, c *trunkline.Client, _ []string) error {
-				return p.finish(p.follow(ctx, c, addr), true)
+				return p.finish(p.follow(ctx, c, all), true)
 			}, trunkline.WithHooks(a.connectionHooks()))(cmd, args)
 		}
 		return a.connected(func(ctx context.Context, c *trunkline.Client, _ []string) error {
-			return p.finish(p.toTheEnd(ctx, c, addr), false)
+			return p.finish(p.allToTheEnd(ctx, c, all), false)
 		})(cmd, args)
 	}
 	return cmd
@@ -114,11 +117,12 @@ func (a *app) connectionHooks() trunkline.Hooks {
 func (a *app) getCommand() *cobra.Command {
 	var f readFlags
 	cmd := &cobra.Command{
-		Use:   "get ADDRESS [-c N] [--format PATTERN]",
+		Use:   "get ADDRESS… [-c N] [--format PATTERN]",
 		Short: "Print records from an address on, without waiting for more",
 		Long: "Print up to N records, one a line, from ADDRESS, topic[/partition][@position], on: from the\n" +
-			"earliest unless it has a position. Standard error says where the next get goes on.\n\n" + formatHelp,
-		Args: argCount(1, 1), ValidArgsFunction: a.completeTopics,
+			"earliest unless it has a position. Of several addresses one is read after the other. Standard error\n" +
+			"says at which addresses the next get goes on.\n\n" + formatHelp,
+		Args: argCount(1, addressesMax), ValidArgsFunction: a.completeAllTopics,
 	}
 	f.declare(cmd, 10, "print up to `N` records")
 	var p *printer
@@ -126,11 +130,12 @@ func (a *app) getCommand() *cobra.Command {
 		if p, err = f.printer(a, cmd); err != nil {
 			return err
 		}
-		_, err = checkAddress(args[0], (*address.Address).ForRead)
+		p.left = f.count
+		_, err = checkAddresses(args)
 		return err
 	}
 	cmd.RunE = a.connected(func(ctx context.Context, c *trunkline.Client, args []string) error {
-		next, err := p.get(ctx, c, args[0], f.count)
+		next, err := p.getAll(ctx, c, args)
 		if err == nil {
 			err = p.flush()
 		}
@@ -141,6 +146,22 @@ func (a *app) getCommand() *cobra.Command {
 		return p.finish(err, false)
 	})
 	return cmd
+}
+
+// addressesMax is how many addresses are read at a time: a connection each where they are followed, and all the partitions
+// that a topic can have.
+const addressesMax = partition.CountMax
+
+func checkAddresses(texts []string) ([]address.Address, error) {
+	var all []address.Address
+	for _, text := range texts {
+		addr, err := checkAddress(text, (*address.Address).ForRead)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, addr)
+	}
+	return all, nil
 }
 
 // place is a partition of a topic.
@@ -257,33 +278,48 @@ func (p *printer) finish(err error, always bool) error {
 	return err
 }
 
-// beginnings are where to go on in the partitions of an address as long as nothing has come; none where the address
-// names no topic that exists.
-func beginnings(ctx context.Context, c *trunkline.Client, addr address.Address) map[place]trunkline.Offset {
-	begins := make(map[place]trunkline.Offset)
-	if address.ValidTopic(string(addr.Topic)) != nil {
-		return begins
+// begin subscribes to an address, and keeps where to go on in its partitions as long as nothing has come. Where its name
+// is no topic's, that is said: a misspelt name would be waited on in silence.
+func (p *printer) begin(ctx context.Context, c *trunkline.Client, to address.Address) (*trunkline.Subscription, error) {
+	name := string(to.Topic)
+	var list []trunkline.PartitionOffset
+	var err error
+	if address.ValidTopic(name) == nil {
+		list, err = c.Offsets(ctx, to.String())
 	}
-	list, _ := c.Offsets(ctx, addr.String()) // what stands in the way stands in the subscription's way, too
+	missing := errors.Is(err, trunkline.ErrNotFound) // what else stands in the way stands in the subscription's way, too
+	sub, err := c.Subscribe(ctx, to.String())
+	if err != nil {
+		return nil, err
+	}
 	for _, at := range list {
 		if at.Error == "" {
-			begins[place{string(addr.Topic), at.Partition}] = at.Offset
+			p.positions.taken[place{name, at.Partition}] = at.Offset
 		}
 	}
-	return begins
+	switch {
+	case !missing:
+	case to.Partition == partition.None && to.Position.Kind == address.None:
+		p.note("trunkline: no topic %s: listening to the live subject, and to the topic from its first record on when it is made", name)
+	default: // what is live has neither
+		p.note("trunkline: no topic %s: waiting until it is made", name)
+	}
+	return sub, nil
 }
 
 // follow prints what comes. Damage in the log is reported and passed over, and makes the command fail in the end.
-func (p *printer) follow(ctx context.Context, c *trunkline.Client, to address.Address) error {
-	begins := beginnings(ctx, c, to)
-	sub, err := c.Subscribe(ctx, to.String())
-	if err != nil {
-		return err
+func (p *printer) follow(ctx context.Context, c *trunkline.Client, all []address.Address) error {
+	var subs together.Subscriptions
+	defer subs.Stop()
+	for _, to := range all {
+		sub, err := p.begin(ctx, c, to)
+		if err != nil {
+			return err
+		}
+		subs.Add(sub)
 	}
-	defer sub.Stop()
-	p.positions.taken = begins
 	var damage, last error
-	for r, err := range sub.Messages(ctx) {
+	for r, err := range subs.Messages(ctx) {
 		if last = err; err != nil {
 			switch notice := err.(type) { // bare: the subscription goes on
 			case *trunkline.ServerError, *trunkline.GapError:
@@ -302,13 +338,23 @@ func (p *printer) follow(ctx context.Context, c *trunkline.Client, to address.Ad
 		if !more {
 			return damage
 		}
-		if sub.Buffered() == 0 { // the next one may be long in coming
+		if subs.Buffered() == 0 { // the next one may be long in coming
 			if err := p.flush(); err != nil {
 				return err
 			}
 		}
 	}
 	return last
+}
+
+// allToTheEnd prints what lies at one address after the other.
+func (p *printer) allToTheEnd(ctx context.Context, c *trunkline.Client, all []address.Address) error {
+	for _, addr := range all {
+		if err := p.toTheEnd(ctx, c, addr); err != nil || p.bounded && p.left <= 0 {
+			return err
+		}
+	}
+	return nil
 }
 
 // toTheEnd prints, topic after topic and partition after partition, what lies below the high watermarks of now.
@@ -429,6 +475,22 @@ func (p *printer) readBelow(ctx context.Context, reading *trunkline.Reading, end
 		}
 	}
 	return true, last
+}
+
+// getAll prints up to p.left records of addresses one after the other, and returns where to go on in each.
+func (p *printer) getAll(ctx context.Context, c *trunkline.Client, from []string) (next []string, err error) {
+	for _, addr := range from {
+		if p.left <= 0 {
+			next = append(next, addr)
+			continue
+		}
+		after, err := p.get(ctx, c, addr, p.left)
+		if err != nil {
+			return nil, err
+		}
+		next = append(next, after...)
+	}
+	return next, nil
 }
 
 // get prints up to count records and returns where to go on.

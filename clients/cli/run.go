@@ -24,6 +24,7 @@ import (
 	"github.com/trunkline-mq/trunkline/clients/cli/profile"
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
 	"github.com/trunkline-mq/trunkline/protocol/address"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
 )
 
 // streams are what a command has of its surroundings.
@@ -128,20 +129,42 @@ func run(ctx context.Context, args []string, s streams) int {
 	return code
 }
 
-// report says what went wrong, and where a person finds more on it.
+// report says what went wrong and, of a server's error, how it comes about and what to do.
 func (a *app) report(err error) {
-	fmt.Fprintf(a.streams.err, "%s %s\n", a.paint(a.streams.err, red, "trunkline:"), inCommands(err.Error()))
-	if server, ok := errors.AsType[*trunkline.ServerError](err); ok && a.terminal(a.streams.err) {
-		if _, known := server.Code.Advice(); known {
-			fmt.Fprintf(a.streams.err, "more: trunkline errors %s\n", server.Code)
+	server, ok := errors.AsType[*trunkline.ServerError](err)
+	if !ok {
+		fmt.Fprintf(a.streams.err, "%s %v\n", a.paint(a.streams.err, red, "trunkline:"), err)
+		return
+	}
+	said := strings.Replace(err.Error(), server.Text, server.What(), 1) // what to do stands in a line of its own
+	fmt.Fprintf(a.streams.err, "%s %s\n", a.paint(a.streams.err, red, "trunkline:"), said)
+	cause := server.Cause()
+	if errors.Is(err, trunkline.ErrInvalid) || errors.Is(err, trunkline.ErrExists) {
+		cause = "" // what happened has said it, of this one case
+	}
+	for _, row := range [][2]string{{"cause", cause}, {"fix", fix(server)}} {
+		if row[1] != "" {
+			fmt.Fprintf(a.streams.err, "%s: %s\n", row[0], row[1])
 		}
 	}
 }
 
-// inCommands says this program's commands where the server's advice says the protocol's.
-func inCommands(text string) string {
-	return strings.NewReplacer("TOPIC CREATE", "trunkline topic create", "TOPIC ALTER", "trunkline topic alter", "TOPIC INFO", "trunkline topic info",
-		"TOPIC LIST", "trunkline topic ls", "PLUGIN INFO", "trunkline plugin info", "PLUGIN LIST", "trunkline plugin ls", "partitions=N", "--partitions N").Replace(text)
+// fix is what to do about a server's error: the server's advice on the one case, or what is known of the code.
+func fix(e *trunkline.ServerError) string {
+	hint := e.Hint()
+	if hint == "" || inVerbs(e.Code) && e.Fix() != "" {
+		return e.Fix()
+	}
+	return hint
+}
+
+// inVerbs reports whether the server's advice on a code names verbs of the protocol, where this program has commands.
+func inVerbs(c errcode.Code) bool {
+	switch c {
+	case errcode.UnknownTopic, errcode.UnknownPartition, errcode.UnknownPlugin, errcode.PluginNotReplaced, errcode.MetadataUnavailable:
+		return true
+	}
+	return false
 }
 
 // The exit codes of failures.

@@ -57,6 +57,10 @@ func (a *app) topicCommand() *cobra.Command {
 // destroyFlags are the flags of what destroys records.
 type destroyFlags struct{ dryRun, yes bool }
 
+const asksHelp = "It asks on a terminal, unless --yes is given; where standard\n" +
+	"input or standard error is none, in a script or a pipe, it does not ask: the command line is the answer.\n" +
+	"--dry-run says what would be lost."
+
 func (f *destroyFlags) declare(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "say what would be lost, and change nothing")
 	cmd.Flags().BoolVar(&f.yes, "yes", false, "do not ask")
@@ -70,6 +74,7 @@ func (a *app) trimCommand() *cobra.Command {
 		ValidArgsFunction: a.completeTopics,
 	}
 	f.declare(cmd)
+	cmd.Long = "Remove the records of a partition below a position, for good. " + asksHelp
 	var addr address.Address
 	cmd.PreRunE = func(_ *cobra.Command, args []string) (err error) {
 		if addr, err = checkAddress(args[0], (*address.Address).ForRead); err != nil {
@@ -92,6 +97,7 @@ func (a *app) removeCommand() *cobra.Command {
 		Use: "rm NAME [--dry-run] [--yes]", Short: "Delete a topic and its records", Args: argCount(1, 1), ValidArgsFunction: a.completeTopics,
 	}
 	f.declare(cmd)
+	cmd.Long = "Delete a topic and its records, for good. " + asksHelp
 	cmd.RunE = a.connected(func(ctx context.Context, c *trunkline.Client, args []string) error {
 		return a.deleteTopic(ctx, c, args[0], f)
 	})

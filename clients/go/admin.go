@@ -194,7 +194,7 @@ func (c *Client) Metadata(ctx context.Context, topics ...string) (*Metadata, err
 // PartitionOffset is what a position stands for in one partition.
 type PartitionOffset struct {
 	Partition PartitionID `json:"partition"`
-	Offset    Offset      `json:"offset"` // -1 where Error is set
+	Offset    Offset      `json:"offset"` // -1 where Error is set, unless that is CORRUPT: then the place is there, and its record is not
 	// Timestamp is that of the record there; nil where there is none yet.
 	Timestamp     *time.Time   `json:"timestamp"`
 	LogStart      Offset       `json:"log_start"`

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/trunkline-mq/trunkline/protocol/address"
+	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	"github.com/trunkline-mq/trunkline/protocol/partition"
 )
 
@@ -49,19 +50,24 @@ func WithFetchWait(d time.Duration) ConsumerOption {
 	return func(o *consumerOptions) { o.wait = min(max(d, time.Millisecond), fetchWaitMost) }
 }
 
-// UntilLatest makes the consumer end behind the records that were there when it was made: Records ends, Poll returns io.EOF.
+// UntilLatest makes the consumer end behind the records that were there when it was made: Records ends, Poll returns io.EOF. A
+// partition that waits for a Seek past damage counts as read.
 func UntilLatest() ConsumerOption { return func(o *consumerOptions) { o.untilLatest = true } }
 
-// CorruptError says that a Consumer met bytes that fail their check. It goes on behind them.
+// CorruptError says that a Consumer met bytes that fail their check. It goes on behind them, unless To is -1: then it cannot be
+// told where the next record begins, and the partition waits for a Seek that goes past the damage; the others go on.
 type CorruptError struct {
 	Topic     string
 	Partition PartitionID
-	From, To  Offset // the batch's records [From, To)
+	From, To  Offset // records [From, To); To is -1 where the damage hides its own end
 	Err       error
 }
 
 // Error says where the damage is.
 func (e *CorruptError) Error() string {
+	if e.To < 0 {
+		return fmt.Sprintf("%s/%d@%d: what is stored there is damaged, and so is where it ends; seek past it: %v", e.Topic, e.Partition, e.From, e.Err)
+	}
 	return fmt.Sprintf("%s/%d: records %d to %d are damaged: %v", e.Topic, e.Partition, e.From, e.To-1, e.Err)
 }
 
@@ -78,6 +84,7 @@ type ConsumerPartition struct {
 	Position      Offset // of the record to be handed over next
 	HighWatermark Offset // as the server last said; -1 before it did
 	Paused        bool
+	Damaged       bool // it waits for a Seek: a *CorruptError whose To is -1 was told
 }
 
 // Consumer reads partitions by fetching batches of records ahead of who takes them. It checks and unpacks them. Records of one
@@ -131,6 +138,7 @@ type part struct {
 	next   Offset // to fetch
 	end    Offset // UntilLatest: where it ends; -1: nowhere
 	paused bool
+	stuck  bool      // at damage that hides its own end, until it is moved
 	fails  int       // in a row
 	rest   time.Time // not fetched before
 }
@@ -149,7 +157,10 @@ type chunk struct {
 // NewConsumer returns a consumer of addresses, "orders", "orders/2", "orders@earliest" or "orders/2@17": from now where there
 // is no position. It finds out where that is, and tries until ctx ends; ErrNotFound for a topic or partition that does not
 // exist, ErrOffsetOutOfRange for an offset that is not in the log. Partitions that a topic grows by are read from their first
-// record, and so is a topic that is deleted and comes back. Close it.
+// record, and so is a topic that is deleted and comes back: a request under way, the next METADATA (WithMetadataAge) and every new
+// connection notice that. Between two looks at METADATA nothing else tells one log from another of the same name that
+// has grown beyond the consumer's position: a consumer that is paused, or asks for nothing because its buffer is full, while its
+// topic is deleted, made and filled again reads the new log from there until the next look. Close it.
 func (c *Client) NewConsumer(ctx context.Context, addresses []string, opts ...ConsumerOption) (*Consumer, error) {
 	r := &Consumer{
 		client: c, stop: make(chan struct{}), ready: make(chan struct{}, 1), nudge: make(chan struct{}, 1), place: make(map[place]*part),
@@ -211,7 +222,7 @@ func (c *Consumer) want(ctx context.Context, text string) error {
 	w := &want{topic: string(a.Topic), only: a.Partition, id: m.Topics[0].ID}
 	c.wants = append(c.wants, w)
 	for _, at := range list {
-		if at.Error != "" {
+		if at.isMissing() {
 			return &ServerError{Code: at.Error, Text: fmt.Sprintf("%s/%d, which has the offsets %d to %d", w.topic, at.Partition, at.LogStart, at.HighWatermark)}
 		}
 		p := c.addPart(w.topic, at.Partition, at.Offset)
@@ -221,6 +232,11 @@ func (c *Consumer) want(ctx context.Context, text string) error {
 		}
 	}
 	return nil
+}
+
+// isMissing reports whether there is no such place. Where only the record there cannot be read, there is.
+func (at *PartitionOffset) isMissing() bool {
+	return at.Error != "" && (at.Error != errcode.Corrupt || at.Offset < 0)
 }
 
 // addPart adds a partition, or sets the one that is there. mu is held, or the consumer does not run yet.
@@ -241,7 +257,7 @@ func (c *Consumer) addPart(topic string, id PartitionID, from Offset) *part {
 // move makes o the next record of a partition. What was fetched of it is thrown away. mu is held.
 func (c *Consumer) move(p *part, o Offset) {
 	p.turn.Add(1)
-	p.next, p.fails, p.rest = o, 0, time.Time{}
+	p.next, p.fails, p.rest, p.stuck = o, 0, time.Time{}, false
 	p.position.Store(int64(o))
 	c.queue = slices.DeleteFunc(c.queue, func(k *chunk) bool {
 		stale := k.part == p && k.err == nil
@@ -267,7 +283,8 @@ func (c *Consumer) selectedLocked(a *address.Address) ([]*part, error) {
 }
 
 // Seek goes on at an address with a position, "orders/2@17" or "orders@1h": what was fetched and not handed over is thrown
-// away. ErrOffsetOutOfRange where a partition does not have the offset; then nothing has moved.
+// away. ErrOffsetOutOfRange where a partition does not have the offset; then nothing has moved. Behind damage the first few
+// offsets may not be reachable, because the server finds them by walking over it: a *CorruptError tells, and a Seek further on helps.
 func (c *Consumer) Seek(ctx context.Context, addr string) error {
 	a, err := readAddress(addr)
 	if err != nil {
@@ -282,7 +299,7 @@ func (c *Consumer) Seek(ctx context.Context, addr string) error {
 	}
 	to := make(map[PartitionID]Offset)
 	for _, at := range list {
-		if at.Error != "" {
+		if at.isMissing() {
 			return fmt.Errorf("seek %s: %w", addr, &ServerError{Code: at.Error, Text: fmt.Sprintf("partition %d has the offsets %d to %d", at.Partition, at.LogStart, at.HighWatermark)})
 		}
 		to[at.Partition] = at.Offset
@@ -338,7 +355,7 @@ func (c *Consumer) Partitions() []ConsumerPartition {
 	var list []ConsumerPartition
 	for _, p := range c.parts {
 		list = append(list, ConsumerPartition{
-			Topic: p.topic, Partition: p.id, Position: Offset(p.position.Load()), HighWatermark: Offset(p.high.Load()), Paused: p.paused,
+			Topic: p.topic, Partition: p.id, Position: Offset(p.position.Load()), HighWatermark: Offset(p.high.Load()), Paused: p.paused, Damaged: p.stuck,
 		})
 	}
 	slices.SortFunc(list, func(a, b ConsumerPartition) int {

@@ -52,13 +52,49 @@ type ServerError struct {
 // Error returns the code and the text.
 func (e *ServerError) Error() string { return string(e.Code) + ": " + e.Text }
 
+// What says what happened: the text without the server's advice.
+func (e *ServerError) What() string {
+	what, _ := e.cut()
+	return what
+}
+
+// Hint is the server's own advice for this one case; empty where it gave none. Fix is there for every code.
+func (e *ServerError) Hint() string {
+	_, hint := e.cut()
+	return hint
+}
+
+// cut takes the text apart, which is "what happened; what to do".
+func (e *ServerError) cut() (what, hint string) {
+	if i := strings.LastIndex(e.Text, "; "); i >= 0 {
+		return e.Text[:i], e.Text[i+len("; "):]
+	}
+	return e.Text, ""
+}
+
+// Cause says how errors of this code come about; empty for a code that this version does not know.
+func (e *ServerError) Cause() string {
+	a, _ := e.Code.Advice()
+	return a.Cause
+}
+
+// Fix says how to get past errors of this code; empty for a code that this version does not know.
+func (e *ServerError) Fix() string {
+	a, _ := e.Code.Advice()
+	return a.Fix
+}
+
+// OutcomeUnknown reports whether a record whose publish failed so may be in the log; errors.Is tells the same by
+// ErrOutcomeUnknown.
+func (e *ServerError) OutcomeUnknown() bool { return e.Code.Outcome() == errcode.Unknown }
+
 // Retriable reports whether the same request may succeed later.
 func (e *ServerError) Retriable() bool { return e.Code.Retriable() }
 
 // Is makes errors.Is match the family of the code.
 func (e *ServerError) Is(target error) bool {
 	if target == ErrOutcomeUnknown {
-		return e.Code.Outcome() == errcode.Unknown
+		return e.OutcomeUnknown()
 	}
 	family := e.family()
 	return family != nil && family == target

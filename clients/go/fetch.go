@@ -147,14 +147,16 @@ func (f *fetcher) choose() (room int64, pause time.Duration) {
 	for i := range c.parts {
 		p := c.parts[(i+f.rotate)%len(c.parts)]
 		switch {
-		case p.paused || p.end >= 0 && p.next >= p.end:
+		case p.paused || p.stuck || p.end >= 0 && p.next >= p.end:
 		case p.rest.After(now):
 			pause = min(pause, p.rest.Sub(now))
 		default:
 			f.asked = append(f.asked, asked{p, p.turn.Load(), p.next, p.end})
 		}
 	}
-	if room = min(c.opt.fetchBytes, c.opt.prefetchBytes-c.bytes); room <= 0 && c.bytes > 0 || len(f.asked) == 0 {
+	// What is left beside whole batches is not worth a request: there is more soon.
+	most := min(c.opt.fetchBytes, c.opt.prefetchBytes)
+	if room = min(most, c.opt.prefetchBytes-c.bytes); room <= most/2 && c.bytes > 0 || len(f.asked) == 0 {
 		return 0, pause
 	}
 	return max(room, 1), min(pause, c.opt.wait)
@@ -193,6 +195,10 @@ func (f *fetcher) write(b []byte) error {
 	return nil
 }
 
+// lineBytes is how much is read at once where lines are expected: several of small batches, and little of a large body, whose
+// rest is then read to where it stays.
+const lineBytes = 4 << 10
+
 // next reads a frame, and answers PING.
 func (f *fetcher) next(patience time.Duration) error {
 	for {
@@ -215,7 +221,8 @@ func (f *fetcher) next(patience time.Duration) error {
 			return nil
 		}
 		f.conn.SetReadDeadline(time.Now().Add(patience))
-		n, err := f.conn.Read(f.parser.Buffer())
+		buf := f.parser.Buffer()
+		n, err := f.conn.Read(buf[:min(len(buf), lineBytes)])
 		f.parser.Advance(n)
 		if n == 0 && err != nil {
 			if errors.Is(err, io.EOF) {
@@ -330,14 +337,15 @@ func (f *fetcher) takeBatch() error {
 	high := Offset(f.frame.HighWatermark)
 	body := make([]byte, f.frame.Size)
 	n := f.parser.TakeBody(body)
-	f.conn.SetReadDeadline(time.Now().Add(f.dialer.client.opt.writeTimeout))
-	if _, err := io.ReadFull(f.conn, body[n:]); err != nil {
+	if err := f.readFull(body[n:]); err != nil {
 		return fmt.Errorf("read %d bytes of %s/%d: %w", len(body), a.part.topic, a.part.id, err)
 	}
-	next, records, err := walk(body, a.from)
-	if err != nil {
-		return f.consumer.trouble(a, errcode.Corrupt, &CorruptError{Topic: a.part.topic, Partition: a.part.id, From: next, To: next + 1, Err: err})
+	next, good, records, err := walk(body, a.from)
+	if err != nil && good == 0 {
+		f.consumer.damage(a, err)
+		return nil
 	}
+	body = body[:good] // the damage comes again, at the beginning
 	if h := f.dialer.client.opt.hooks.Fetched; h != nil {
 		h(Fetched{Topic: a.part.topic, Partition: a.part.id, Records: records, Bytes: len(body), HighWatermark: high})
 	}
@@ -353,26 +361,41 @@ func (f *fetcher) takeBatch() error {
 	return nil
 }
 
-// walk goes over whole batches by their headers and returns the offset behind them. Where it cannot go on, what lies before is
-// not used either: it is fetched again.
-func walk(body []byte, from Offset) (next Offset, records int, _ error) {
+// readFull reads a body. A slow one may take its time, one that stands still may not.
+func (f *fetcher) readFull(b []byte) error {
+	for len(b) > 0 {
+		f.conn.SetReadDeadline(time.Now().Add(f.dialer.client.opt.writeTimeout)) // fails only when closed; then Read does too
+		n, err := f.conn.Read(b)
+		if b = b[n:]; err != nil && len(b) > 0 {
+			if errors.Is(err, io.EOF) {
+				err = errors.New("server closed the connection")
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// walk goes over whole batches by their headers, as far as these can be believed, and returns the offset behind them and how many
+// bytes they are.
+func walk(body []byte, from Offset) (next Offset, good, records int, _ error) {
 	next = from
 	for rest := body; len(rest) > 0; {
 		size, err := record.SizeOf(rest)
 		if err != nil {
-			return next, 0, err
+			return next, good, records, err
 		}
 		if size > len(rest) {
-			return next, 0, record.ErrShort
+			return next, good, records, record.ErrShort
 		}
 		b := record.Batch(rest[:size])
 		if b.LastDelta() < 0 || b.NextOffset() <= next {
-			return next, 0, fmt.Errorf("%w: a batch that ends at offset %d, where %d is expected", record.ErrCount, b.LastOffset(), next)
+			return next, good, records, fmt.Errorf("%w: a batch that ends at offset %d, where %d is expected", record.ErrCount, b.LastOffset(), next)
 		}
 		next, rest = b.NextOffset(), rest[size:]
-		records += int(b.Count())
+		good, records = good+size, records+int(b.Count())
 	}
-	return next, records, nil
+	return next, good, records, nil
 }
 
 // push queues a chunk. mu is held.
@@ -407,10 +430,26 @@ func (f *fetcher) takeTrouble() error {
 			p.next, p.fails = to, 0
 		}
 		return nil
+	case errcode.Corrupt:
+		c.damage(a, &ServerError{Code: code, Text: "the server says so", Async: true})
+		return nil
 	case errcode.UnknownTopic, errcode.TopicDeleted, errcode.UnknownPartition:
 		f.known = time.Time{} // what is there now?
 	}
 	return c.trouble(a, code, &ServerError{Code: code, Text: p.topic + "/" + strconv.Itoa(int(p.id)), Async: true})
+}
+
+// damage tells of bytes that nobody can read on behind, and leaves their partition alone until it is moved.
+func (c *Consumer) damage(a *asked, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := a.part
+	if p.turn.Load() != a.turn {
+		return
+	}
+	p.stuck = true
+	c.client.opt.log.Error("damage in the log", "component", "consumer", "topic", p.topic, "partition", p.id, "offset", a.from, "err", err)
+	c.push(&chunk{part: p, turn: a.turn, err: &CorruptError{Topic: p.topic, Partition: p.id, From: a.from, To: -1, Err: err}})
 }
 
 // trouble lets a partition rest. What will not pass by itself is told, once.

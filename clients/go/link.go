@@ -58,6 +58,8 @@ type link struct {
 	dying      chan struct{} // closed by fail
 	writerGone chan struct{}
 	wg         sync.WaitGroup
+	pieces     net.Buffers // writer only: what is to be written
+	vector     net.Buffers // writer only: of that, what goes with one call
 
 	out outbox
 }
@@ -66,6 +68,7 @@ type link struct {
 type outbox struct {
 	sync.Mutex
 	buf, spare []byte // guarded; not yet taken by the writer, and the writer's last buffer
+	lent, free []lent // guarded; payloads that go between the bytes of buf, and the writer's last ones
 	pong       bool   // guarded; buf holds a PONG
 	queued     int64  // guarded; bytes ever put into buf
 	written    int64  // guarded; bytes the network took. Invariant: written <= queued.
@@ -76,6 +79,16 @@ type outbox struct {
 	waiters    int   // guarded; callers that wait for room
 	err        error // guarded; what ended the link
 }
+
+// lent is a payload that the writer takes from where it lies, instead of from a copy.
+type lent struct {
+	at   int // it goes behind so many bytes of the buffer
+	body []byte
+	uses *atomic.Int32 // of its memory by writers; what a broken connection leaves unwritten stays counted
+}
+
+// lendBytesLeast is the size from which on a payload is not worth a copy.
+const lendBytesLeast = 16 << 10
 
 func newLink(conn net.Conn, parser *line.FrameParser, h handler, opt *options) *link {
 	l := &link{conn: conn, parser: parser, handler: h, opt: opt}
@@ -167,10 +180,11 @@ func (l *link) kick() {
 }
 
 // send queues a request that has no payload.
-func (l *link) send(text string, r request) error { return l.sendBody(text, nil, r) }
+func (l *link) send(text string, r request) error { return l.sendBody([]byte(text), nil, nil, r) }
 
-// sendBody queues a request with its payload; nil is none. Nothing of it is kept.
-func (l *link) sendBody(text string, body []byte, r request) error {
+// sendBody queues a request with its payload; nil is none. A large payload is written from where it lies: it must not change
+// while it counts as used.
+func (l *link) sendBody(text, body []byte, uses *atomic.Int32, r request) error {
 	if len(text) > l.opt.controlLine {
 		return invalid("the request is longer than a control line of %d bytes", l.opt.controlLine)
 	}
@@ -179,15 +193,21 @@ func (l *link) sendBody(text string, body []byte, r request) error {
 		l.out.Unlock()
 		return &LinkError{Err: err}
 	}
-	before := len(l.out.buf)
+	before, extra := len(l.out.buf), 0
 	l.out.buf = append(append(l.out.buf, text...), '\r', '\n')
-	if body != nil {
+	switch {
+	case body == nil:
+	case len(body) < lendBytesLeast:
 		l.out.buf = append(append(l.out.buf, body...), '\r', '\n')
+	default:
+		uses.Add(1)
+		l.out.lent = append(l.out.lent, lent{len(l.out.buf), body, uses})
+		l.out.buf, extra = append(l.out.buf, '\r', '\n'), len(body)
 	}
 	if r.ping {
 		l.out.pings++
 	}
-	l.commitAndUnlock(r, len(l.out.buf)-before)
+	l.commitAndUnlock(r, len(l.out.buf)-before+extra)
 	return nil
 }
 
@@ -209,8 +229,7 @@ func (l *link) call(ctx context.Context, text string, ping bool) (answer, error)
 	}
 }
 
-// writeBytesMax is how much one call to the network may carry, so that a slow peer still makes progress within the
-// deadline of each.
+// writeBytesMax is how much one call to the network may carry.
 const writeBytesMax = 256 << 10
 
 func (l *link) write() {
@@ -254,35 +273,67 @@ func (l *link) ping() bool {
 func (l *link) flush() error {
 	for {
 		l.out.Lock()
-		buf := l.out.buf
+		buf, bodies := l.out.buf, l.out.lent
 		l.out.buf, l.out.spare, l.out.pong = l.out.spare[:0], nil, false
+		l.out.lent, l.out.free = l.out.free[:0], nil
 		l.out.Unlock()
+		l.pieces = l.pieces[:0]
+		at := 0
+		for i := range bodies {
+			l.pieces = append(l.pieces, buf[at:bodies[i].at], bodies[i].body)
+			at = bodies[i].at
+		}
+		if at < len(buf) {
+			l.pieces = append(l.pieces, buf[at:])
+		}
+		if err := l.writePieces(l.pieces); err != nil {
+			return fmt.Errorf("write: %w", err)
+		}
+		for i := range bodies {
+			bodies[i].uses.Add(-1)
+		}
+		l.recycle(buf, bodies)
 		if len(buf) == 0 {
-			l.recycle(buf)
 			return nil
 		}
-		for rest := buf; len(rest) > 0; {
-			l.conn.SetWriteDeadline(time.Now().Add(l.opt.writeTimeout)) // fails only when closed; then Write does too
-			n, err := l.conn.Write(rest[:min(len(rest), writeBytesMax)])
-			rest = rest[n:]
-			l.out.Lock()
-			l.out.written += int64(n)
-			l.out.Unlock()
-			if err != nil {
-				return fmt.Errorf("write: %w", err)
-			}
-		}
-		l.recycle(buf)
 	}
 }
 
-// recycle keeps a written buffer for the next one, unless a record larger than the bound in flight made it grow.
-func (l *link) recycle(buf []byte) {
+// writePieces writes so much at a time that a slow peer still makes progress within the deadline of each.
+func (l *link) writePieces(pieces net.Buffers) error {
+	defer clear(pieces)
+	for len(pieces) > 0 {
+		all, room := l.vector[:0], writeBytesMax
+		for len(pieces) > 0 && room > 0 {
+			n := min(len(pieces[0]), room)
+			all = append(all, pieces[0][:n])
+			room -= n
+			if pieces[0] = pieces[0][n:]; len(pieces[0]) == 0 {
+				pieces = pieces[1:]
+			}
+		}
+		l.conn.SetWriteDeadline(time.Now().Add(l.opt.writeTimeout)) // fails only when closed; then a write does too
+		l.vector = all
+		n, err := l.vector.WriteTo(l.conn) // moves vector on
+		l.vector = all
+		l.out.Lock()
+		l.out.written += n
+		l.out.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recycle keeps what was written for the next time, unless a record larger than the bound in flight made it grow.
+func (l *link) recycle(buf []byte, bodies []lent) {
+	clear(bodies)
 	if cap(buf) > 2*l.opt.inFlightBytes+writeBytesMax {
-		return
+		buf = nil
 	}
 	l.out.Lock()
-	l.out.spare = buf[:0]
+	l.out.spare, l.out.free = buf[:0], bodies[:0]
 	l.out.Unlock()
 }
 

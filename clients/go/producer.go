@@ -135,7 +135,8 @@ func (e *ProduceError) Is(target error) bool { return target == ErrOutcomeUnknow
 // the same batch; only where the server still reads from a connection that was given up may later ones lie between.
 //
 // Records with equal keys go to the same partition, by the topic's own plan, which is evaluated here; where the plan can only be
-// evaluated by the server, records with keys travel by themselves, and keep their order while nothing has to be sent again.
+// evaluated by the server, records with keys travel by themselves, several batches of them at a time, and keep their order while
+// nothing has to be sent again.
 // When the plan changes, what is under way is partitioned anew.
 type Producer struct {
 	client  *Client
@@ -268,16 +269,18 @@ const headerOverhead = 10 // two lengths
 
 func (p *Producer) produce(ctx context.Context, addr string, m *Message, done func(Ack, error)) error {
 	rec := pending{message: m, key: m.Key, done: done, to: partition.None, size: messageBytes(m)}
-	topic, err := rec.take(addr)
-	if err != nil {
-		return err
-	}
-	if m.Key == nil {
-		rec.size += len(rec.key) // the address's
-	}
-	s, err := p.sink(topic)
-	if err != nil {
-		return err
+	s := (*p.sinks.Load())[addr] // a topic that is known, and nothing else: there is nothing to take apart
+	if s == nil || p.closing.Load() {
+		topic, err := rec.take(addr)
+		if err != nil {
+			return err
+		}
+		if m.Key == nil {
+			rec.size += len(rec.key) // the address's
+		}
+		if s, err = p.sink(topic); err != nil {
+			return err
+		}
 	}
 	if err := p.takeRoom(ctx, rec.size); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package trunkline
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -23,8 +24,18 @@ type queue struct {
 	parked  *outBatch     // guarded by mu; taken, and left for another plan
 	offered bool          // guarded by mu; the next batch may be begun by a record without a key
 	shut    bool          // guarded by mu
+	via     []Header      // scratch of the queue's goroutine
 	names   []byte        // guarded by mu; scratch, as the next
 	rec     record.Record // guarded by mu
+
+	owed owed // the goroutine's
+}
+
+// owed is a batch that was acknowledged, and whose callbacks were not called yet: the next one goes first, so that the server
+// does not wait for them.
+type owed struct {
+	batch *outBatch // nil: none is
+	what  sent
 }
 
 func newQueue(s *sink, id PartitionID) *queue {
@@ -101,6 +112,9 @@ func (q *queue) addLocked(rec *pending, maybe bool, from *outBatch) error {
 		if b, _ = p.batches.Get().(*outBatch); b == nil {
 			b = &outBatch{}
 		}
+		if n := len(q.waiting); n > 0 && cap(b.buf) < q.waiting[n-1].builder.Size() { // the one before is full: so will this be
+			b.buf = make(record.Batch, 0, q.sink.limit)
+		}
 		b.builder.Reset(b.buf)
 		b.plan, b.born = -1, time.Now()
 		if from == nil {
@@ -154,9 +168,10 @@ func (q *queue) run() {
 		b, wait := q.take()
 		if b != nil {
 			q.deliver(ctx, b)
-			q.sink.left(ctx)
+			q.sink.left(ctx, q)
 			continue
 		}
+		q.pay()
 		var linger <-chan time.Time
 		var timer *time.Timer
 		if wait > 0 {
@@ -235,19 +250,25 @@ func (q *queue) abandon() {
 
 // deliver sends a batch until it has its outcome, or waits for another plan.
 func (q *queue) deliver(ctx context.Context, b *outBatch) {
-	if b.started.IsZero() {
-		b.started = time.Now()
-	}
-	if timeout := q.sink.producer.opt.timeout; timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, b.born.Add(timeout))
-		defer cancel()
-	}
 	if q.id < 0 {
 		q.deliverVia(ctx, b)
 		return
 	}
+	ctx, cancel := q.limit(ctx, b)
+	defer cancel()
 	q.deliverBatch(ctx, b)
+}
+
+// limit ends a batch's context when its records have been tried for their time.
+func (q *queue) limit(ctx context.Context, b *outBatch) (context.Context, context.CancelFunc) {
+	if b.started.IsZero() {
+		b.started = time.Now()
+	}
+	timeout := q.sink.producer.opt.timeout
+	if timeout == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, b.born.Add(timeout))
 }
 
 func (q *queue) deliverBatch(ctx context.Context, b *outBatch) {
@@ -267,7 +288,7 @@ func (q *queue) deliverBatch(ctx context.Context, b *outBatch) {
 		ack, err := q.send(ctx, b, packed)
 		switch {
 		case err == nil:
-			q.settle(b, &sent{ack: ack, packed: len(packed), plain: plain}, nil)
+			q.owed = owed{b, sent{ack: ack, packed: len(packed), plain: plain, took: time.Since(b.started)}}
 			return
 		case q.isStale(b, err), hasCode(err, errcode.TooLarge) && len(b.promises) > 1 && !b.resized:
 			b.resized = b.resized || hasCode(err, errcode.TooLarge) // message.bytes may be less than it was
@@ -326,9 +347,13 @@ func (q *queue) isStale(b *outBatch, err error) bool {
 // send sends a batch once and waits for its answer.
 func (q *queue) send(ctx context.Context, b *outBatch, packed record.Batch) (Ack, error) {
 	p := q.sink.producer
-	l, err := p.link(ctx)
-	if err != nil {
-		return Ack{}, err
+	l := p.session.living()
+	if l == nil || ctx.Err() != nil { // it may take long
+		q.pay()
+		var err error
+		if l, err = p.link(ctx); err != nil {
+			return Ack{}, err
+		}
 	}
 	type outcome struct {
 		ack Ack
@@ -338,19 +363,23 @@ func (q *queue) send(ctx context.Context, b *outBatch, packed record.Batch) (Ack
 	var line [512]byte
 	text := p.text(line[:0], q.sink.topic, q.id, b.plan)
 	text = appendSize(text, len(packed))
-	err = l.sendBody(string(text), packed, request{ack: func(ack Ack, err error) { answered <- outcome{ack, err} }})
+	err := l.sendBody(text, packed, &b.uses, request{ack: func(ack Ack, err error) { answered <- outcome{ack, err} }})
+	q.pay()
 	if err != nil {
 		return Ack{}, err
 	}
-	q.sealNext()
-	select {
-	case o := <-answered:
-		if o.err == nil && (o.ack.Topic != q.sink.topic || o.ack.Partition != q.id) {
-			return Ack{}, &LinkError{Sent: true, Err: violation("a batch for %s/%d is acknowledged for %.80q", q.sink.topic, q.id, o.ack.Topic)}
+	for {
+		q.sealNext()
+		select {
+		case <-q.wake: // another batch was begun: the one before it is full. run looks at everything before it waits
+		case o := <-answered:
+			if o.err == nil && (o.ack.Topic != q.sink.topic || o.ack.Partition != q.id) {
+				return Ack{}, &LinkError{Sent: true, Err: violation("a batch for %s/%d is acknowledged for %.80q", q.sink.topic, q.id, o.ack.Topic)}
+			}
+			return o.ack, o.err
+		case <-ctx.Done():
+			return Ack{}, &LinkError{Sent: true, Err: context.Cause(ctx)}
 		}
-		return o.ack, o.err
-	case <-ctx.Done():
-		return Ack{}, &LinkError{Sent: true, Err: context.Cause(ctx)}
 	}
 }
 
@@ -401,10 +430,20 @@ func (q *queue) why(ctx context.Context, err error) error {
 type sent struct {
 	ack           Ack // of the first record
 	packed, plain int
+	took          time.Duration // from when it was first tried; 0: until now
+}
+
+// pay calls the callbacks of the batch that was acknowledged last.
+func (q *queue) pay() {
+	if o := q.owed; o.batch != nil {
+		q.owed = owed{}
+		q.settle(o.batch, &o.what, nil)
+	}
 }
 
 // settle gives each record of a batch its outcome.
 func (q *queue) settle(b *outBatch, what *sent, err error) {
+	q.pay() // what was produced before
 	var ack Ack
 	if what != nil {
 		ack = what.ack
@@ -429,7 +468,7 @@ func (q *queue) settle(b *outBatch, what *sent, err error) {
 func (q *queue) tellOutcome(b *outBatch, what *sent, err error) {
 	if f := q.sink.producer.client.opt.hooks.Produced; f != nil {
 		f(Produced{Topic: q.sink.topic, Partition: q.id, Records: len(b.promises), Bytes: what.packed, Plain: what.plain,
-			Tries: b.tries, Took: time.Since(b.started), Err: err})
+			Tries: b.tries, Took: cmp.Or(what.took, time.Since(b.started)), Err: err})
 	}
 }
 
@@ -445,52 +484,155 @@ func (q *queue) drop(b *outBatch) {
 	p.recycle(b)
 }
 
-// deliverVia sends each record by itself, for the server to place.
+const (
+	// viaBatchesMax is how many batches are under way at most whose records travel by themselves: enough to keep the server
+	// busy, and few, so that what is produced meanwhile is gathered.
+	viaBatchesMax = 8
+	// viaBytesMax and viaRecordsMax bound what is under way beyond the first of these batches.
+	viaBytesMax, viaRecordsMax = 4 << 20, 16 << 10
+)
+
+// viaBatch is a batch whose records travel by themselves.
+type viaBatch struct {
+	*outBatch
+	ctx     context.Context // ends when its records have been tried for their time
+	cancel  context.CancelFunc
+	whole   record.Batch
+	left    []int  // the numbers of the records without an outcome
+	round   *round // of the records in left
+	settled int    // records that are there
+	failed  error  // the first that is final
+	stuck   bool   // not all of left was sent in this round: nothing may overtake it
+}
+
+// deliverVia sends each record by itself, for the server to place, and the batches behind b without waiting for the answers
+// to those before. When something has to be sent again, nothing more is sent until every answer is there.
 func (q *queue) deliverVia(ctx context.Context, b *outBatch) {
 	s := q.sink
-	whole := b.builder.Finish(0, -1)
-	b.buf = whole
-	left := make([]int, len(b.promises))
-	for i := range left {
-		left[i] = i
-	}
-	settled := 0
-	var failed error // the first that is final
-	for len(left) > 0 {
-		b.tries++
-		outcomes := q.sendEach(ctx, b, whole, left)
-		again := left[:0]
-		var last error
-		for n, i := range left {
-			pr, o := &b.promises[i], outcomes[n]
-			switch {
-			case o.err == nil:
-				settled++
-				pr.settle(o.ack, nil)
-				continue
-			case unknown(o.err):
-				pr.maybe = true
-			}
-			opt := s.producer.opt
-			if ctx.Err() != nil || s.producer.client.opt.once || pr.maybe && !opt.retryUnknown || !unknown(o.err) && !passes(o.err) {
-				fault := q.fault(b, pr.maybe, q.why(ctx, o.err))
-				if failed == nil {
-					failed = fault
-				}
-				pr.settle(Ack{}, fault)
+	way := []*viaBatch{q.beginVia(ctx, b)}
+	q.sendEach(way[0])
+	for len(way) > 0 {
+		more := (<-chan struct{})(nil)
+		if q.mayFollow(way) {
+			if b, _ := q.take(); b != nil {
+				v := q.beginVia(ctx, b)
+				way = append(way, v)
+				q.sendEach(v)
 				continue
 			}
-			again, last = append(again, i), o.err
+			more = q.wake
 		}
-		if left = again; len(left) > 0 {
-			q.tellRetry(b, unknown(last), last)
-			_ = s.producer.client.opt.backoff.wait(ctx, b.tries) // when ctx has ended, the next round fails
+		select {
+		case <-more:
+			continue
+		case <-way[0].round.done:
+		case <-way[0].ctx.Done():
 		}
+		if q.judge(way[0]) {
+			q.endVia(way[0])
+			if way = way[1:]; len(way) > 0 {
+				s.left(ctx, q)
+			}
+			continue
+		}
+		way = q.resend(ctx, way)
 	}
-	q.tellOutcome(b, &sent{packed: len(whole), plain: len(whole)}, failed)
-	q.drop(b)
-	if settled > 0 && s.isMissing() { // it has come to be
-		s.startReplan()
+}
+
+// mayFollow reports whether another batch may be sent behind those that are under way. The first record of a topic that does
+// not exist makes it: those behind wait for its plan.
+func (q *queue) mayFollow(way []*viaBatch) bool {
+	size, records := 0, 0
+	for _, v := range way {
+		size, records = size+v.builder.Size(), records+len(v.promises)
+	}
+	return !way[len(way)-1].stuck && len(way) < viaBatchesMax && size < viaBytesMax && records < viaRecordsMax && !q.sink.isMissing()
+}
+
+// resend waits for the answers of all batches, and sends again what has to be. It returns the batches that are under way; where
+// none is, the last one is left for the caller to count out.
+func (q *queue) resend(ctx context.Context, way []*viaBatch) []*viaBatch {
+	again := way[:1] // which was judged
+	for i, v := range way[1:] {
+		select {
+		case <-v.round.done:
+		case <-v.ctx.Done():
+		}
+		if !q.judge(v) {
+			again = append(again, way[1+i])
+			continue
+		}
+		q.endVia(v)
+		q.sink.left(ctx, q) // the first is under way
+	}
+	first := again[0]
+	_ = q.sink.producer.client.opt.backoff.wait(first.ctx, first.tries) // when its time is over, the next round fails
+	stuck := false
+	for _, v := range again {
+		if stuck {
+			v.round, v.stuck = newRound(len(v.left)), true
+			v.round.end(0, errBehind)
+			continue
+		}
+		q.sendEach(v)
+		stuck = v.stuck
+	}
+	return again
+}
+
+func (q *queue) beginVia(ctx context.Context, b *outBatch) *viaBatch {
+	ctx, cancel := q.limit(ctx, b)
+	b.buf = b.builder.Finish(0, -1)
+	v := &viaBatch{outBatch: b, ctx: ctx, cancel: cancel, whole: b.buf, left: make([]int, len(b.promises))}
+	for i := range v.left {
+		v.left[i] = i
+	}
+	return v
+}
+
+// judge settles the records of a batch that have their outcome, and reports whether that is all of them.
+func (q *queue) judge(v *viaBatch) bool {
+	s := q.sink
+	opt := s.producer.opt
+	outcomes := v.round.close(v.ctx)
+	again := v.left[:0]
+	var last error
+	for n, i := range v.left {
+		pr, o := &v.promises[i], &outcomes[n]
+		if o.err == nil && o.ack.Offset < 0 {
+			o.err = &ServerError{Code: errcode.UnknownTopic, Text: "topic " + s.topic + " does not exist, and publishes do not make it; create it"}
+		}
+		switch {
+		case o.err == nil:
+			v.settled++
+			pr.settle(o.ack, nil)
+			continue
+		case unknown(o.err):
+			pr.maybe = true
+		}
+		if v.ctx.Err() != nil || s.producer.client.opt.once || pr.maybe && !opt.retryUnknown || !unknown(o.err) && !passes(o.err) {
+			fault := q.fault(v.outBatch, pr.maybe, q.why(v.ctx, o.err))
+			if v.failed == nil {
+				v.failed = fault
+			}
+			pr.settle(Ack{}, fault)
+			continue
+		}
+		again, last = append(again, i), o.err
+	}
+	if v.left = again; len(again) > 0 {
+		q.tellRetry(v.outBatch, unknown(last), last)
+	}
+	return len(again) == 0
+}
+
+// endVia lets go of a batch whose records have their outcome.
+func (q *queue) endVia(v *viaBatch) {
+	v.cancel()
+	q.tellOutcome(v.outBatch, &sent{packed: len(v.whole), plain: len(v.whole)}, v.failed)
+	q.drop(v.outBatch)
+	if v.settled > 0 && q.sink.isMissing() { // it has come to be
+		q.sink.startReplan()
 	}
 }
 
@@ -505,59 +647,111 @@ type published struct {
 	err error
 }
 
-// sendEach publishes the records of a batch whose numbers are given, in ascending order, and waits for all answers.
-func (q *queue) sendEach(ctx context.Context, b *outBatch, whole record.Batch, numbers []int) []published {
-	outcomes := make([]published, len(numbers))
-	for i := range outcomes {
-		outcomes[i].err = &LinkError{Err: errors.New("not sent")}
+// round is one sending of records, whose answers come in their order.
+type round struct {
+	done chan struct{} // closed when every record that was sent is answered
+
+	mu       sync.Mutex
+	outcomes []published // guarded by mu; of the records that were to be sent
+	answered int         // guarded by mu
+	sent     int         // guarded by mu; -1 while they are being sent
+	closed   bool        // guarded by mu; answers come too late
+}
+
+func newRound(records int) *round {
+	return &round{done: make(chan struct{}), outcomes: make([]published, records), sent: -1}
+}
+
+// take is told the next outcome.
+func (r *round) take(ack Ack, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return
 	}
-	l, err := q.sink.producer.link(ctx)
-	if err != nil {
-		for i := range outcomes {
-			outcomes[i].err = err
-		}
-		return outcomes
+	r.outcomes[r.answered] = published{ack, err}
+	if r.answered++; r.answered == r.sent {
+		close(r.done)
 	}
-	answers := make(chan published, len(numbers)) // so the reader never waits
-	sentNow, n := 0, 0
-	it := record.NewIterator(whole)
+}
+
+// end says how many records were sent, and why those behind them were not.
+func (r *round) end(sent int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := sent; i < len(r.outcomes); i++ {
+		r.outcomes[i].err = err
+		err = errBehind // and this one nobody tried
+	}
+	if r.sent = sent; r.answered == sent {
+		close(r.done)
+	}
+}
+
+// errBehind is why a record was not sent: one before it could not be, and nothing overtakes.
+var errBehind = &LinkError{Err: errors.New("not sent")}
+
+// close returns the outcomes. What was sent and is not answered has none; ctx says why nobody waits any more.
+func (r *round) close(ctx context.Context) []published {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	for i := r.answered; i < r.sent; i++ {
+		r.outcomes[i].err = &LinkError{Sent: true, Err: context.Cause(ctx)}
+	}
+	return r.outcomes
+}
+
+// sendEach publishes the records of a batch that are left, in their order.
+func (q *queue) sendEach(v *viaBatch) {
+	v.tries++
+	v.round = newRound(len(v.left))
+	l, err := q.sink.producer.link(v.ctx)
+	n := 0
+	if err == nil {
+		n, err = q.publishLeft(l, v)
+	}
+	v.stuck = err != nil
+	v.round.end(n, err)
+}
+
+// publishLeft returns how many were sent, and why not all.
+func (q *queue) publishLeft(l *link, v *viaBatch) (sent int, err error) {
+	take := v.round.take
+	it := record.NewIterator(v.whole)
 	var r record.Record
-	for i := 0; n < len(numbers); i++ {
+	for i := 0; sent < len(v.left); i++ {
 		if _, ok := it.Next(&r); !ok {
-			break
+			return sent, it.Err()
 		}
-		if i != numbers[n] {
+		if i != v.left[sent] {
 			continue
 		}
-		n++
-		if err := q.publish(l, &r, b.promises[i].to, func(ack Ack, err error) { answers <- published{ack, err} }); err != nil {
-			outcomes[n-1].err = err
-			break // nothing behind it is sent, so that nothing overtakes it
+		if err := q.publish(l, &r, v.promises[i].to, take); err != nil {
+			return sent, err
 		}
-		sentNow++
+		sent++
 	}
-	for i := range sentNow {
-		select {
-		case outcomes[i] = <-answers:
-			if o := &outcomes[i]; o.err == nil && o.ack.Offset < 0 {
-				o.err = &ServerError{Code: errcode.UnknownTopic, Text: "topic " + q.sink.topic + " does not exist, and publishes do not make it; create it"}
-			}
-		case <-ctx.Done():
-			for ; i < sentNow; i++ {
-				outcomes[i].err = &LinkError{Sent: true, Err: context.Cause(ctx)}
-			}
-			return outcomes
+	return sent, nil
+}
+
+// headersOf returns a record's headers, valid until the next call. Names that the record before it had cost no memory.
+func (q *queue) headersOf(r *record.Record) []Header {
+	all := q.via
+	for i, h := range r.Headers {
+		if i == len(all) {
+			all = append(all, Header{})
 		}
+		keep(&all[i].Name, h.Key)
+		all[i].Value = h.Value
 	}
-	return outcomes
+	q.via = all
+	return all[:len(r.Headers)]
 }
 
 // publish sends one record as PUB or HPUB. Without a key it names a partition, so that it cannot be taken for a live message.
 func (q *queue) publish(l *link, r *record.Record, to PartitionID, done func(Ack, error)) error {
-	m := Message{Key: r.Key, Value: r.Value, Timestamp: time.UnixMilli(r.Timestamp)}
-	for _, h := range r.Headers {
-		m.Headers = append(m.Headers, Header{Name: string(h.Key), Value: h.Value})
-	}
+	m := Message{Key: r.Key, Value: r.Value, Timestamp: time.UnixMilli(r.Timestamp), Headers: q.headersOf(r)}
 	where := q.sink.topic
 	if to == partition.None && r.Key == nil {
 		to = 0

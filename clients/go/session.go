@@ -34,6 +34,14 @@ func (c *Client) newSession(purpose string, h handler) *session {
 	}
 }
 
+// living returns the link there is, nil where it is none that lives.
+func (s *session) living() *link {
+	if l := s.current.Load(); l != nil && !l.dead.Load() {
+		return l
+	}
+	return nil
+}
+
 // get returns a link that lives, and makes one where there is none: until ctx ends, or, without retries, never but for
 // the first. The error is a *LinkError: nothing was sent.
 func (s *session) get(ctx context.Context) (*link, error) {

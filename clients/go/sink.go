@@ -48,6 +48,7 @@ type outBatch struct {
 	plan     int64         // the plan's version by which its records were placed; -1: none was
 	packed   record.Batch  // what is sent, once it is sealed; the queue's goroutine's
 	packer   *codec.Packer // whose memory that is
+	uses     atomic.Int32  // of packed by links
 }
 
 // sink takes the records of one topic to their partitions.
@@ -234,8 +235,14 @@ func (s *sink) startReplan() {
 }
 
 // left is called by a queue that delivers no more; the last one of a sink that has stopped makes the new plan.
-func (s *sink) left(ctx context.Context) {
+func (s *sink) left(ctx context.Context, q *queue) {
 	if s.inFlight.Add(-1) > 0 {
+		return
+	}
+	s.mu.RLock() // those who place records go on meanwhile
+	stopped := s.replan != nil
+	s.mu.RUnlock()
+	if !stopped {
 		return
 	}
 	s.mu.Lock()
@@ -243,6 +250,7 @@ func (s *sink) left(ctx context.Context) {
 	s.replanner = s.replanner || mine
 	s.mu.Unlock()
 	if mine {
+		q.pay() // a plan may take long
 		s.makePlan(ctx)
 	}
 }
@@ -336,7 +344,9 @@ type failure struct {
 // placeAgain moves the records of a batch to where they belong now, and returns those that belong nowhere; with an error,
 // all of them.
 func (s *sink) placeAgain(b *outBatch, err error) (failed []failure) {
-	b.buf = b.builder.Finish(0, -1)
+	if b.packed == nil { // else a link may still be at it
+		b.buf = b.builder.Finish(0, -1)
+	}
 	it := record.NewIterator(b.buf)
 	var r record.Record
 	for _, pr := range b.promises {
@@ -410,8 +420,12 @@ func (pr *promise) settle(ack Ack, err error) {
 	}
 }
 
-// recycle keeps a batch's memory.
+// recycle keeps a batch's memory, unless a link may still write from it: one that broke, or has more to write of a batch that
+// was refused before the server had all of it.
 func (p *Producer) recycle(b *outBatch) {
+	if b.uses.Load() > 0 {
+		return
+	}
 	if b.packer != nil {
 		p.packers.Put(b.packer)
 	}

@@ -12,7 +12,10 @@ import (
 // taker turns chunks into records. It belongs to who iterates.
 type taker struct {
 	chunk   *chunk
-	rest    []byte // of the chunk: batches that were not unpacked yet
+	rest    []byte       // of the chunk: batches that were not begun yet
+	open    record.Batch // what reader is in; nil: none
+	packed  bool         // open is compressed: what is read of it is void soon
+	told    Offset       // behind what was read of the batch begun last
 	records []Record
 	failed  *CorruptError // behind records; not told yet
 	names   names
@@ -69,7 +72,7 @@ func (c *Consumer) fill(ctx context.Context) (final bool, _ error) {
 				t.chunk.part.position.Store(int64(failed.To))
 				return false, failed
 			}
-			if len(t.rest) > 0 && !stale {
+			if (len(t.rest) > 0 || t.open != nil) && !stale {
 				t.unpack()
 				continue
 			}
@@ -97,16 +100,13 @@ func (c *Consumer) done(t *taker) {
 		}
 	}
 	c.mu.Unlock()
-	t.chunk, t.rest, t.records, t.failed = nil, nil, nil, nil
+	t.chunk, t.rest, t.open, t.records, t.failed = nil, nil, nil, nil, nil
 	c.tell(c.nudge)
 }
 
 // behind is the offset behind the chunk, or where it ends for this consumer.
 func (t *taker) behind() Offset {
-	next, _, err := walk(t.chunk.bytes, t.chunk.from)
-	if err != nil {
-		return -1
-	}
+	next, _, _, _ := walk(t.chunk.bytes, t.chunk.from) // it was walked before
 	if t.chunk.end >= 0 {
 		next = min(next, t.chunk.end)
 	}
@@ -149,6 +149,9 @@ func (c *Consumer) take(ctx context.Context) (*chunk, error) {
 
 func (c *Consumer) reachedLocked() bool {
 	for _, p := range c.parts {
+		if p.stuck { // take has told why
+			continue
+		}
 		if p.end < 0 || p.next < p.end || p.position.Load() < int64(p.end) {
 			return false
 		}
@@ -157,67 +160,87 @@ func (c *Consumer) reachedLocked() bool {
 }
 
 // recordsAtOnce is how many records are unpacked before they are handed over: enough that what is allocated for them counts
-// for little, few enough that they are in the processor's cache.
-const recordsAtOnce = 512
+// for little, few enough that they are in the processor's cache, and their memory is of a size that the allocator has ready.
+const recordsAtOnce = 240
 
-// unpack makes the records of the next batches ready, up to one that is damaged.
+// unpack makes the next records ready, up to a batch that is damaged.
 func (t *taker) unpack() {
-	count, size := 0, 0
-	for rest := t.rest; len(rest) > 0 && count < recordsAtOnce; {
-		n := record.Batch(rest).Size() // walk has seen that it is whole
-		count += int(record.Batch(rest).Count())
-		size += n
-		rest = rest[n:]
+	left := 0 // the most that there can be
+	if t.open != nil {
+		left = int(t.open.Count())
 	}
-	t.records = make([]Record, 0, min(max(count, 0), size/recordBytesLeast+1, 8*recordsAtOnce))
-	for size > 0 && t.failed == nil {
-		b := record.Batch(t.rest[:record.Batch(t.rest).Size()])
-		t.rest, size = t.rest[len(b):], size-len(b)
-		if err := t.unpackBatch(b); err != nil {
-			p := t.chunk.part
-			t.failed = &CorruptError{Topic: p.topic, Partition: p.id, From: b.BaseOffset(), To: b.NextOffset(), Err: err}
+	for rest := t.rest; len(rest) > 0 && left < recordsAtOnce; { // walk has seen that they are whole
+		b := record.Batch(rest)
+		left, rest = left+max(min(int(b.Count()), b.Size()/recordBytesLeast+1), 1), rest[b.Size():]
+	}
+	t.records = make([]Record, 0, min(left, recordsAtOnce))
+	for t.failed == nil && len(t.records) < cap(t.records) {
+		if t.open == nil {
+			if len(t.rest) == 0 {
+				return
+			}
+			t.openBatch()
+			continue
 		}
+		t.unpackBatch()
 	}
 }
 
 // recordBytesLeast is the least that a record takes in a batch that is not compressed.
 const recordBytesLeast = 7
 
-func (t *taker) unpackBatch(b record.Batch) error {
+// openBatch begins the next batch.
+func (t *taker) openBatch() {
+	b := record.Batch(t.rest[:record.Batch(t.rest).Size()])
+	t.rest, t.told = t.rest[len(b):], b.BaseOffset()
 	if err := b.Check(); err != nil {
-		return err
+		t.fail(b, err)
+		return
 	}
-	if b.Control() {
-		return nil
+	if !b.Control() {
+		t.open, t.packed = b, b.Codec() != record.CodecNone
+		t.reader.Reset(b, int(codec.BatchLimit(len(b))))
 	}
-	whole := len(t.records)
-	t.reader.Reset(b, int(codec.BatchLimit(len(b))))
-	for {
-		o, ok := t.reader.Next(&t.rec)
-		if !ok {
-			break
-		}
-		if o < t.chunk.from || t.chunk.end >= 0 && o >= t.chunk.end {
-			continue
-		}
-		t.records = append(t.records, Record{})
-		t.set(&t.records[len(t.records)-1], o, b.Codec() != record.CodecNone)
-	}
-	if err := t.reader.Err(); err != nil {
-		t.records = t.records[:whole]
-		return err
-	}
-	return nil
 }
 
-// set fills r from the record that was read; packed says that its bytes are void soon.
-func (t *taker) set(r *Record, o Offset, packed bool) {
+// unpackBatch takes records of the open batch while there is room for them.
+func (t *taker) unpackBatch() {
+	from, end := t.chunk.from, t.chunk.end
+	for n := len(t.records); n < cap(t.records); {
+		o, ok := t.reader.Next(&t.rec)
+		if !ok {
+			b := t.open
+			t.open = nil
+			if err := t.reader.Err(); err != nil {
+				t.fail(b, err)
+			}
+			return
+		}
+		t.told = o + 1
+		if o < from || end >= 0 && o >= end {
+			continue
+		}
+		t.records = t.records[:n+1]
+		t.set(&t.records[n], o)
+		n++
+	}
+}
+
+// fail leaves out what was not told of a batch.
+func (t *taker) fail(b record.Batch, err error) {
+	p := t.chunk.part
+	t.failed = &CorruptError{Topic: p.topic, Partition: p.id, From: max(t.told, t.chunk.from), To: b.NextOffset(), Err: err}
+}
+
+// set fills r, which is empty, from the record that was read.
+func (t *taker) set(r *Record, o Offset) {
 	in := &t.rec
 	r.Topic, r.Partition, r.Offset = t.chunk.part.topic, t.chunk.part.id, o
 	r.Timestamp = time.UnixMilli(in.Timestamp).UTC()
-	r.Key, r.Value = in.Key, in.Value
-	if packed {
+	if t.packed {
 		r.Key, r.Value = t.arena.keep(in.Key), t.arena.keep(in.Value)
+	} else {
+		r.Key, r.Value = in.Key, in.Value
 	}
 	if len(in.Headers) == 0 {
 		return
@@ -229,7 +252,7 @@ func (t *taker) set(r *Record, o Offset, packed bool) {
 	r.Headers, t.headers = t.headers[:n:n], t.headers[n:]
 	for i, h := range in.Headers {
 		r.Headers[i].Name, r.Headers[i].Value = t.names.of(h.Key), h.Value
-		if packed {
+		if t.packed {
 			r.Headers[i].Value = t.arena.keep(h.Value)
 		}
 	}

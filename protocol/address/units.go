@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
@@ -84,6 +85,12 @@ func ParseDuration(s string) (time.Duration, error) {
 			"write whole numbers with d, h, m, s or ms, such as 7d or 1h30m")
 	}
 	return d, nil
+}
+
+// LacksTimeUnit reports whether s would be a time span if it had a unit: "7", but not "0", which needs none.
+func LacksTimeUnit(s string) bool {
+	_, f := parseDuration(s)
+	return f == noUnit && strings.Trim(s, "0123456789") == ""
 }
 
 func parseDuration[T string | []byte](s T) (time.Duration, outcome) {

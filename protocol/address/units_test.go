@@ -39,6 +39,14 @@ func TestParseDuration(t *testing.T) {
 	}
 }
 
+func TestATimeThatLacksItsUnitIsTold(t *testing.T) {
+	for s, want := range map[string]bool{"7": true, "00": true, "9223372036854775807": true, "0": false, "7d": false, "": false, "-1": false, "1h30": false, "x": false, "99999999999999999999": false} {
+		if got := LacksTimeUnit(s); got != want {
+			t.Errorf("%q: %v", s, got)
+		}
+	}
+}
+
 func TestFormatsReadBack(t *testing.T) {
 	for want, n := range map[string]int64{"0B": 0, "1B": 1, "1023B": 1023, "64KiB": 65536, "1025B": 1025, "1MiB": 1 << 20, "1024TiB": 1 << 50, "9223372036854775807B": math.MaxInt64} {
 		back, err := ParseBytes(FormatBytes(n))

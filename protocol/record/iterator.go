@@ -3,7 +3,6 @@ package record
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
 )
 
 // Iterator walks the records of an uncompressed batch. It trusts no length in it, so it is safe on any bytes; whether
@@ -56,21 +55,15 @@ func (it *Iterator) Next(r *Record) (Offset, bool) {
 		}
 		return 0, false
 	}
-	d := decoder{b: it.rest}
-	length := d.varint32()
-	if d.bad || length < 0 || int(length) > len(d.b) {
+	b := it.rest
+	length, n := varint(b)
+	if n <= 0 || length < 0 || length > int64(len(b)-n) {
 		return it.fail("its length leads beyond the batch")
 	}
-	it.rest = d.b[length:]
-	d.b = d.b[:length:length]
-
-	d.skip(1) // attributes, unused
-	age := d.varint64()
-	delta := d.varint32()
-	r.Key = d.bytes()
-	r.Value = d.bytes()
-	r.Headers = d.headers(r.Headers[:0])
-	if d.bad || len(d.b) > 0 {
+	end := n + int(length)
+	it.rest, b = b[end:], b[n:end:end]
+	age, delta, ok := r.take(b)
+	if !ok {
 		return it.fail("its fields do not fill its length")
 	}
 	if delta <= it.last || delta > it.batch.LastDelta() {
@@ -90,76 +83,76 @@ func (it *Iterator) fail(why string) (Offset, bool) {
 	return 0, false
 }
 
-// decoder takes fields off the front of b; after the first that does not fit it is bad and yields zeros.
-type decoder struct {
-	b   []byte
-	bad bool
-}
-
-func (d *decoder) skip(n int) {
-	if d.bad || n > len(d.b) {
-		d.bad = true
-		return
+// take reads the fields of a record, which fill b, and tells its age and offset delta.
+func (r *Record) take(b []byte) (age int64, delta int32, ok bool) {
+	if len(b) == 0 {
+		return 0, 0, false
 	}
-	d.b = d.b[n:]
-}
-
-func (d *decoder) varint64() int64 {
-	if d.bad {
-		return 0
-	}
-	// Nearly every field of a record fits one byte.
-	if len(d.b) > 0 && d.b[0] < 0x80 {
-		u := d.b[0]
-		d.b = d.b[1:]
-		return int64(u>>1) ^ -int64(u&1)
-	}
-	v, n := binary.Varint(d.b)
+	b = b[1:] // attributes, unused
+	age, n := varint(b)
 	if n <= 0 {
-		d.bad = true
-		return 0
+		return 0, 0, false
 	}
-	d.b = d.b[n:]
-	return v
+	b = b[n:]
+	wide, n := varint(b)
+	if delta = int32(wide); n <= 0 || int64(delta) != wide {
+		return 0, 0, false
+	}
+	if r.Key, b, ok = takeBytes(b[n:]); !ok {
+		return 0, 0, false
+	}
+	if r.Value, b, ok = takeBytes(b); !ok {
+		return 0, 0, false
+	}
+	if r.Headers = r.Headers[:0]; len(b) == 1 && b[0] == 0 { // most have none
+		return age, delta, true
+	}
+	return age, delta, r.takeHeaders(b)
 }
 
-func (d *decoder) varint32() int32 {
-	v := d.varint64()
-	if v < math.MinInt32 || v > math.MaxInt32 {
-		d.bad = true
-		return 0
+// varint takes a number; n is how many bytes it has, 0 or less where it is none.
+func varint(b []byte) (v int64, n int) {
+	// Nearly every number in a record fits one byte or two.
+	if len(b) > 1 && b[0] >= 0x80 && b[1] < 0x80 {
+		u := uint64(b[0]&0x7f) | uint64(b[1])<<7
+		return int64(u>>1) ^ -int64(u&1), 2
 	}
-	return int32(v)
+	if len(b) > 0 && b[0] < 0x80 {
+		return int64(b[0]>>1) ^ -int64(b[0]&1), 1
+	}
+	return binary.Varint(b)
 }
 
-// bytes takes a length and that many bytes; nil for null.
-func (d *decoder) bytes() []byte {
-	n := int(d.varint32())
-	if d.bad || n < -1 || n > len(d.b) {
-		d.bad = true
-		return nil
+// takeBytes takes a length and that many bytes; nil for null.
+func takeBytes(b []byte) (field, rest []byte, ok bool) {
+	size, n := varint(b)
+	if n <= 0 {
+		return nil, nil, false
 	}
-	if n < 0 {
-		return nil
+	b = b[n:]
+	if uint64(size) <= uint64(len(b)) {
+		return b[:size:size], b[size:], true
 	}
-	p := d.b[:n:n]
-	d.b = d.b[n:]
-	return p
+	return nil, b, size == -1
 }
 
-func (d *decoder) headers(dst []Header) []Header {
-	count := int(d.varint32())
-	if d.bad || count < 0 || count > len(d.b)/2 { // each has two lengths
-		d.bad = true
-		return dst
+// takeHeaders takes the headers, which fill b.
+func (r *Record) takeHeaders(b []byte) bool {
+	count, n := varint(b)
+	if n <= 0 || count < 0 || count > int64(len(b)-n)/2 { // each has two lengths
+		return false
 	}
+	b = b[n:]
 	for range count {
-		h := Header{Key: d.bytes(), Value: d.bytes()}
-		if d.bad || h.Key == nil {
-			d.bad = true
-			return dst
+		var h Header
+		var ok bool
+		if h.Key, b, ok = takeBytes(b); !ok || h.Key == nil {
+			return false
 		}
-		dst = append(dst, h)
+		if h.Value, b, ok = takeBytes(b); !ok {
+			return false
+		}
+		r.Headers = append(r.Headers, h)
 	}
-	return dst
+	return len(b) == 0
 }

@@ -366,6 +366,9 @@ func (s *settings) set(key, value string, maxPayload int) *errcode.Error {
 		slices.Sort(keys)
 		return errcode.New(errcode.BadSetting, fmt.Sprintf("setting %q is unknown", clip([]byte(key))), "there are "+strings.Join(keys, ", "))
 	case !s.take(key, value):
+		if every, timed := strings.CutPrefix(value, "interval:"); (key == "sync" && timed || strings.HasSuffix(key, ".time")) && address.LacksTimeUnit(every) {
+			return errcode.New(errcode.BadSetting, fmt.Sprintf("%s=%s has no unit", key, clip([]byte(value))), "write d, h, m, s or ms behind it: choose "+bounds)
+		}
 		return errcode.New(errcode.BadSetting, fmt.Sprintf("%s=%s is out of range", key, clip([]byte(value))), "choose "+bounds)
 	case s.messageBytes > max(maxPayload, maxPayloadDefault):
 		return errcode.New(errcode.BadSetting, fmt.Sprintf("message.bytes=%d exceeds this server's limits.payload of %d", s.messageBytes, maxPayload),
