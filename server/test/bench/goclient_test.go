@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"testing"
 	"time"
@@ -110,38 +112,77 @@ func (c *clientRun) topic() (string, error) {
 	return name, c.client.CreateTopic(c.ctx, name, trunkline.TopicConfig{Partitions: 1, Settings: map[string]string{"sync": c.sync}})
 }
 
-func (c *clientRun) raw() (produce, fetch time.Duration, _ error) {
-	topic, err := c.topic()
+// cost is what one way of doing a run took.
+type cost struct {
+	took           time.Duration
+	client, server float64 // seconds of processor time
+}
+
+// perGB are the seconds of processor time, of client and server, that a GB of records costs.
+func (c cost) perGB(bytes int64) float64 { return (c.client + c.server) / (float64(bytes) / 1e9) }
+
+// clocked measures f, which uses a server.
+func clocked(server int, f func() error) (cost, error) {
+	var before, after [2]float64
+	err := readClocks(server, &before)
 	if err != nil {
-		return 0, 0, err
+		return cost{}, err
+	}
+	start := time.Now()
+	if err := f(); err != nil {
+		return cost{}, err
+	}
+	took := time.Since(start)
+	err = readClocks(server, &after)
+	return cost{took, after[0] - before[0], after[1] - before[1]}, err
+}
+
+// readClocks reads the processor times of this process and of a server.
+func readClocks(server int, to *[2]float64) (err error) {
+	if to[0], err = cpuSeconds(os.Getpid()); err == nil {
+		to[1], err = cpuSeconds(server)
+	}
+	return err
+}
+
+// measured is one round: the same records by raw requests and by the Go client.
+type measured struct{ rawProduce, rawFetch, produce, consume cost }
+
+// round writes both topics before it reads either, so that what is compared is next to each other.
+func (c *clientRun) round() (m measured, _ error) {
+	raw, err := c.topic()
+	if err != nil {
+		return m, err
+	}
+	ours, err := c.topic()
+	if err != nil {
+		return m, err
 	}
 	l, err := dialRaw(c.server.Client)
 	if err != nil {
-		return 0, 0, err
+		return m, err
 	}
 	defer func() { _ = l.nc.Close() }()
-	start := time.Now()
-	if err := l.produce(topic, c.batch, c.batches); err != nil {
-		return 0, 0, err
+	for _, step := range []struct {
+		to *cost
+		do func() error
+	}{
+		{&m.rawProduce, func() error { return l.produce(raw, c.batch, c.batches) }},
+		{&m.produce, func() error { return c.produce(ours) }},
+		{&m.rawFetch, func() error { return l.fetch(raw, int64(c.records())) }},
+		{&m.consume, func() error { return c.consume(ours) }},
+	} {
+		if *step.to, err = clocked(c.server.PID(), step.do); err != nil {
+			return m, err
+		}
 	}
-	produce = time.Since(start)
-	start = time.Now()
-	err = l.fetch(topic, int64(c.records()))
-	fetch = time.Since(start)
-	if err == nil {
-		err = c.client.DeleteTopic(c.ctx, topic)
-	}
-	return produce, fetch, err
+	return m, errors.Join(c.client.DeleteTopic(c.ctx, raw), c.client.DeleteTopic(c.ctx, ours))
 }
 
-func (c *clientRun) ours() (produce, consume time.Duration, _ error) {
-	topic, err := c.topic()
-	if err != nil {
-		return 0, 0, err
-	}
+func (c *clientRun) produce(topic string) error {
 	p, err := c.client.NewProducer()
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
 	failed := error(nil) // one partition: one callback at a time
 	done := func(_ trunkline.Ack, err error) {
@@ -150,34 +191,31 @@ func (c *clientRun) ours() (produce, consume time.Duration, _ error) {
 		}
 	}
 	m := &trunkline.Message{Value: c.value}
-	start := time.Now()
 	for range c.records() {
 		if err := p.Produce(c.ctx, topic, m, done); err != nil {
-			return 0, 0, err
+			return err
 		}
 	}
-	if err := p.Close(c.ctx); err != nil || failed != nil {
-		return 0, 0, fmt.Errorf("%v, %v", err, failed)
-	}
-	produce = time.Since(start)
-	start = time.Now()
+	return errors.Join(p.Close(c.ctx), failed)
+}
+
+func (c *clientRun) consume(topic string) error {
 	r, err := c.client.NewConsumer(c.ctx, []string{topic + "@earliest"}, trunkline.UntilLatest())
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
 	defer r.Close()
 	n := 0
 	for rec, err := range r.Records(c.ctx) {
 		if err != nil || len(rec.Value) != len(c.value) {
-			return 0, 0, fmt.Errorf("record %d: %w", n, err)
+			return fmt.Errorf("record %d: %w", n, err)
 		}
 		n++
 	}
-	consume = time.Since(start)
 	if n != c.records() {
-		return 0, 0, fmt.Errorf("%d of %d records", n, c.records())
+		return fmt.Errorf("%d of %d records", n, c.records())
 	}
-	return produce, consume, c.client.DeleteTopic(c.ctx, topic)
+	return nil
 }
 
 // newClientRun prepares batches of about 1 MiB.
@@ -201,39 +239,61 @@ func BenchmarkGoClient(b *testing.B) {
 	for _, sync := range []string{"batch", "never"} {
 		for _, size := range []int{100, 1024} {
 			b.Run(fmt.Sprintf("sync=%s/size=%d", sync, size), func(b *testing.B) {
-				c := newClientRun(b, size, bytesEach>>20, sync)
-				var produced, consumed, records, read []float64
 				for b.Loop() {
-					rawProduce, rawFetch, err := c.raw()
-					if err != nil {
-						b.Fatal(err)
-					}
-					produce, consume, err := c.ours()
-					if err != nil {
-						b.Fatal(err)
-					}
-					produced = append(produced, rawProduce.Seconds()/produce.Seconds())
-					consumed = append(consumed, rawFetch.Seconds()/consume.Seconds())
-					records = append(records, float64(c.records())/produce.Seconds())
-					read = append(read, float64(c.records())/consume.Seconds())
+					c := newClientRun(b, size, bytesEach>>20, sync)
+					c.compare(b)
+					c.server.Kill()
 				}
 				b.ReportMetric(0, "ns/op")
-				b.ReportMetric(median(produced), "of-PRODUCE")
-				b.ReportMetric(median(consumed), "of-FETCH")
-				b.ReportMetric(median(records), "produced/s")
-				b.ReportMetric(median(read), "consumed/s")
 			})
 		}
 	}
 }
 
+// compare measures pairs and reports them.
+func (c *clientRun) compare(b *testing.B) {
+	moved := int64(len(c.batch)) * int64(c.batches)
+	var produced, consumed direction
+	inPairs(b, transferRounds, pidsOf(c.server), func(int) measured {
+		m, err := c.round()
+		if err != nil {
+			b.Fatal(err)
+		}
+		return m
+	}, func(m measured) {
+		produced.add(m.produce, m.rawProduce, moved)
+		consumed.add(m.consume, m.rawFetch, moved)
+	})
+	produced.report(b, c.records(), "PRODUCE")
+	consumed.report(b, c.records(), "FETCH")
+}
+
+// direction is what was measured of one: ours against the other.
+type direction struct{ ratio, seconds, cpu, rawCPU []float64 }
+
+func (s *direction) add(ours, raw cost, moved int64) {
+	s.ratio = append(s.ratio, raw.took.Seconds()/ours.took.Seconds())
+	s.seconds = append(s.seconds, ours.took.Seconds())
+	s.cpu, s.rawCPU = append(s.cpu, ours.perGB(moved)), append(s.rawCPU, raw.perGB(moved))
+}
+
+func (s *direction) report(b *testing.B, records int, verb string) {
+	b.Helper()
+	b.Logf("of %s: %s; CPU s/GB %s against %s", verb, spread(s.ratio), spread(s.cpu), spread(s.rawCPU))
+	b.ReportMetric(median(s.ratio), "of-"+verb)
+	b.ReportMetric(median(s.cpu), "CPUs/GB-"+verb)
+	b.ReportMetric(float64(records)/median(s.seconds), "records/s-"+verb)
+}
+
 // TestTheGoClientIsMeasurable runs a little of what the benchmark runs.
 func TestTheGoClientIsMeasurable(t *testing.T) {
-	c := newClientRun(t, 1024, 2, "batch")
-	if _, _, err := c.raw(); err != nil {
-		t.Error(err)
+	m, err := newClientRun(t, 1024, 2, "batch").round()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, _, err := c.ours(); err != nil {
-		t.Error(err)
+	for _, c := range []cost{m.rawProduce, m.rawFetch, m.produce, m.consume} {
+		if c.took <= 0 || c.client <= 0 || c.server < 0 {
+			t.Errorf("%+v", m)
+		}
 	}
 }

@@ -1,5 +1,6 @@
 // Package bench measures whole servers: appends through the lease against the same code in one process, publishes
-// against nats-server's, memory and starts. RESULTS.md holds what came out, and where.
+// against nats-server's, the Go client and pub --lines against raw requests and against franz-go with Kafka, memory and
+// starts. RESULTS.md holds what came out, and where.
 //
 // make bench runs it. What is compared is measured in pairs, one run of each after the other, and the medians of the
 // pairs are reported: a neighbour's load hits both. A server, its peer and the client, which is the test's process,

@@ -101,8 +101,15 @@ func TestInterruptedPublishTellsEveryAnswer(t *testing.T) {
 
 func TestInterruptedLinesTellWhatWasAcknowledged(t *testing.T) {
 	t.Parallel()
+	for _, acks := range []string{"all", "1"} { // by PUB and by PRODUCE
+		t.Run(acks, func(t *testing.T) { t.Parallel(); interruptLines(t, acks) })
+	}
+}
+
+func interruptLines(t *testing.T, acks string) {
 	s := harness.Start(t)
-	p := start(t, s, "pub", "t", "--lines")
+	s.Dial().Ask("TOPIC CREATE t")
+	p := start(t, s, "pub", "t", "--lines", "--acks", acks)
 	if _, err := io.WriteString(p.in, strings.Repeat("a line\n", 1000)+"the beginning of one"); err != nil {
 		t.Fatal(err)
 	}

@@ -40,6 +40,7 @@ func play(t *testing.T, file string) {
 	s := harness.Start(t)
 	console, here := harness.NewConsole(t, s.Client), s.Ports()
 	console.Set("DATA", s.Data)
+	console.Set("DENYING", denying(t))
 	var out strings.Builder
 	for _, step := range harness.Steps(t, string(text)) {
 		if step.Code == "" {

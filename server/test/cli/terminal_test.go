@@ -155,12 +155,12 @@ func TestColoursAreOnTerminalsOnly(t *testing.T) {
 		term := onTerminal(t, s, c.env, "topic", "info", "nowhere")
 		code := term.end()
 		text := term.text()
-		if code != 5 || strings.Contains(text, "\x1b[31m") != c.coloured || !strings.Contains(text, "more: trunkline errors UNKNOWN_TOPIC") {
+		if code != 5 || strings.Contains(text, "\x1b[31m") != c.coloured || !strings.Contains(text, "\nfix: trunkline topic ls lists the topics;") {
 			t.Errorf("%v: exit code %d\n%q", c.env, code, text)
 		}
 	}
 	got, code := harness.NewConsole(t, s.Client).Run(t, "trunkline topic info nowhere")
-	if code != "5" || strings.Contains(got, "\x1b") || strings.Count(got, "\n") != 1 {
+	if code != "5" || strings.Contains(got, "\x1b") || strings.Count(got, "\n") != 3 {
 		t.Errorf("exit code %s\n%q", code, got)
 	}
 }

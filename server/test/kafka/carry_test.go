@@ -16,11 +16,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/trunkline-mq/trunkline/server/test/harness"
+	"github.com/trunkline-mq/trunkline/server/test/harness/kafkad"
 )
 
 // TestDirectoriesGoToKafkaAndComeFromIt uses one broker for both ways: starting it is what takes the time.
 func TestDirectoriesGoToKafkaAndComeFromIt(t *testing.T) {
-	j := kafka(t)
+	j := kafkad.Find(t)
 	s := harness.Start(t)
 	ours := fill(t, s, "carried")
 	if code := s.Term(); code != 0 {
@@ -35,9 +36,9 @@ func TestDirectoriesGoToKafkaAndComeFromIt(t *testing.T) {
 	b.start(t)
 	b.create(t, "carried")
 	theirs := compressed(t, b)
-	b.stop(t)
+	b.Stop(t)
 
-	t.Run("from Kafka", func(t *testing.T) { fromKafka(t, copyDir(t, filepath.Join(b.data, "codecs-0")), theirs) })
+	t.Run("from Kafka", func(t *testing.T) { fromKafka(t, copyDir(t, filepath.Join(b.Data, "codecs-0")), theirs) })
 
 	b.carry(t, exported, "carried-0")
 	b.start(t)
@@ -49,9 +50,9 @@ func TestDirectoriesGoToKafkaAndComeFromIt(t *testing.T) {
 			t.Errorf("offset %d, %v", r[0].Record.Offset, err)
 		}
 	})
-	b.stop(t)
+	b.Stop(t)
 	t.Run("and back", func(t *testing.T) {
-		dir := copyDir(t, filepath.Join(b.data, "carried-0"))
+		dir := copyDir(t, filepath.Join(b.Data, "carried-0"))
 		if out, errs, code := cli(t, "log", "verify", dir); code != 0 || !strings.Contains(errs, fmt.Sprintf("offsets 0 to %d", len(ours))) {
 			t.Errorf("%d\n%s%s", code, out, errs)
 		}
@@ -82,7 +83,7 @@ func equal(a, b []byte) bool { return bytes.Equal(a, b) && (a == nil) == (b == n
 func compressed(t *testing.T, b *broker) []string {
 	t.Helper()
 	b.create(t, "codecs")
-	ctx, cancel := context.WithTimeout(t.Context(), brokerPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), kafkad.BrokerPatience)
 	defer cancel()
 	var values []string
 	for round := range 3 {

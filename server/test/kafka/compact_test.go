@@ -16,6 +16,7 @@ import (
 	"github.com/trunkline-mq/trunkline/protocol/record"
 	"github.com/trunkline-mq/trunkline/protocol/record/codec"
 	"github.com/trunkline-mq/trunkline/server/test/harness"
+	"github.com/trunkline-mq/trunkline/server/test/harness/kafkad"
 )
 
 // held is a record by its offset.
@@ -27,20 +28,20 @@ type held struct {
 // TestCompactedLogComesFromKafka has a broker compact a topic, batches of every codec among them, and takes its
 // directory over.
 func TestCompactedLogComesFromKafka(t *testing.T) {
-	j := kafka(t)
+	j := kafkad.Find(t)
 	b := newBroker(t, j, "log.cleaner.enable=true", "log.cleaner.backoff.ms=100", "log.cleaner.dedupe.buffer.size=1100000")
 	b.start(t)
 	b.create(t, "keys", "cleanup.policy", "compact", "min.cleanable.dirty.ratio", "0.01", "delete.retention.ms", "0")
 	written := keyed(t, b, "keys")
 	harness.Eventually(t, "the log is compacted", func() bool {
-		info, err := os.Stat(filepath.Join(b.data, "keys-0", "00000000000000000000.log"))
+		info, err := os.Stat(filepath.Join(b.Data, "keys-0", "00000000000000000000.log"))
 		return err == nil && info.Size() < 1<<19
 	})
-	b.stop(t)
-	dir := copyDir(t, filepath.Join(b.data, "keys-0"))
+	b.Stop(t)
+	dir := copyDir(t, filepath.Join(b.Data, "keys-0"))
 	b.start(t)
 	theirs := b.compacted(t, "keys", written)
-	b.stop(t)
+	b.Stop(t)
 
 	s := harness.Start(t)
 	if err := os.CopyFS(filepath.Join(s.Data, "adopt", "keys-0"), os.DirFS(dir)); err != nil {
@@ -86,7 +87,7 @@ func TestCompactedLogComesFromKafka(t *testing.T) {
 // keyed writes records of few keys, so that most are replaced by later ones, and returns how many.
 func keyed(t *testing.T, b *broker, topic string) int {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), brokerPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), kafkad.BrokerPatience)
 	defer cancel()
 	n := 0
 	for round := range 4 {
@@ -117,14 +118,14 @@ func keyed(t *testing.T, b *broker, topic string) int {
 // compacted reads what the broker has left of a topic of that many offsets.
 func (b *broker) compacted(t *testing.T, topic string, written int) []held {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), brokerPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), kafkad.BrokerPatience)
 	defer cancel()
 	c := b.client(t, kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond))
 	var all []held
 	for len(all) == 0 || all[len(all)-1].offset+1 < int64(written) {
 		fetches := c.PollFetches(ctx)
 		if errs := fetches.Errors(); len(errs) > 0 {
-			t.Fatalf("after %d records: %v\n%s", len(all), errs, tail(b.output.String()))
+			t.Fatalf("after %d records: %v\n%s", len(all), errs, b.Output())
 		}
 		fetches.EachRecord(func(r *kgo.Record) { all = append(all, held{r.Offset, string(r.Value)}) })
 	}

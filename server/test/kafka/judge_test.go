@@ -17,6 +17,7 @@ import (
 
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
 	"github.com/trunkline-mq/trunkline/server/test/harness"
+	"github.com/trunkline-mq/trunkline/server/test/harness/kafkad"
 )
 
 // published is a record that a server acknowledged.
@@ -142,7 +143,7 @@ var (
 
 // dump has Kafka's tool read a copy of a directory. Its exit code says nothing, so every line it prints has to be one
 // that is known to be no complaint.
-func dump(t *testing.T, j *java, dir string) dumped {
+func dump(t *testing.T, j *kafkad.Java, dir string) dumped {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -154,7 +155,7 @@ func dump(t *testing.T, j *java, dir string) dumped {
 			files = append(files, filepath.Join(dir, e.Name()))
 		}
 	}
-	out, errs := j.run(t, "", "org.apache.kafka.tools.DumpLogSegments", "--deep-iteration", "--print-data-log", "--files", strings.Join(files, ","))
+	out, errs := j.Run(t, "", "org.apache.kafka.tools.DumpLogSegments", "--deep-iteration", "--print-data-log", "--files", strings.Join(files, ","))
 	return parseDump(t, out+errs)
 }
 
@@ -227,7 +228,7 @@ func sizeOf(b []byte) int64 {
 func partitionDir(s *harness.Server, name string) string { return filepath.Join(s.Data, "logs", name) }
 
 func TestKafkasToolReadsWhatWeWrite(t *testing.T) {
-	j := kafka(t)
+	j := kafkad.Find(t)
 	s := harness.Start(t)
 	want := fill(t, s, "judged")
 	if code := s.Term(); code != 0 {

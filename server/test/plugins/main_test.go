@@ -32,7 +32,7 @@ func testMain(m *testing.M) int {
 	defer func() { _ = os.RemoveAll(dir) }()
 	for _, args := range [][]string{
 		{"build", "-C", root + "/plugins/sdk/examples", "-o", dir + "/", "./..."}, // a module of its own
-		{"build", "-o", dir + "/", "./testdata/liar", "./testdata/keeper"},
+		{"build", "-o", dir + "/", "./testdata/liar", "./testdata/keeper", "./testdata/counter", "./testdata/moody"},
 	} {
 		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "go %s: %v\n%s", strings.Join(args, " "), err, out)
