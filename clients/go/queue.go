@@ -283,9 +283,14 @@ func (q *queue) deliverBatch(ctx context.Context, b *outBatch) {
 		q.settle(b, &sent{}, invalidSize(len(packed), limit))
 		return
 	}
+	var last error // of the try before
 	for {
 		b.tries++
 		ack, err := q.send(ctx, b, packed)
+		if err != nil && last != nil && ctx.Err() != nil && !unknown(err) {
+			err = last // the time was up before it was sent again: why it had to be says more
+		}
+		last = err
 		switch {
 		case err == nil:
 			q.owed = owed{b, sent{ack: ack, packed: len(packed), plain: plain, took: time.Since(b.started)}}

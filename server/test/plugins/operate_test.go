@@ -181,7 +181,7 @@ func TestPluginsFromTheCommandLine(t *testing.T) {
 		{[]string{"plugin", "info", "partitioner/prefix"}, e.sha256, 0},
 		{[]string{"plugin", "reload", "partitioner/prefix"}, "ready", 0},
 		{[]string{"plugin", "info", "partitioner/nothere"}, "UNKNOWN_PLUGIN", 5},
-		{[]string{"plugin", "reload", "nothere"}, "BAD_ARGS", 2},
+		{[]string{"plugin", "reload", "nothere"}, "is not KIND/NAME", 2},
 		{[]string{"plugin", "verify", e.path}, "      sha256: " + e.sha256, 0},
 		{[]string{"plugin", "verify", e.path + "x"}, "there is no such executable", 1},
 		{[]string{"plugin", "verify"}, "no file is named", 2},
