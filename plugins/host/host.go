@@ -151,7 +151,7 @@ type Status struct {
 	PID        int       // 0 when no process runs
 	RSS        int64     // memory of the process, in bytes; 0 when no process runs
 	Restarts   int       // starts after the first
-	LastError  string    // why the last instance ended or did not start; kept after a good restart
+	LastError  string    // why the last instance ended or did not start, or what the running one did wrong; kept after a good restart
 	Version    string    // what the running plugin says of itself; empty when it says nothing
 	Protocol   int       // version of the plugin protocol that is spoken; 0 before the first handshake
 	// Path and SHA256 are of the executable that was started last; empty for what lives in the host's own binary.

@@ -38,6 +38,7 @@ type Supervisor struct {
 	mu      sync.Mutex
 	started bool
 	status  Status
+	blamed  time.Time // when a fault of a running plugin was logged last
 }
 
 // New returns a supervisor that has not started anything.
@@ -324,6 +325,25 @@ func (s *Supervisor) note(err error) {
 	s.update(func(st *Status) {
 		st.State, st.PID, st.LastError = StateRestarting, 0, clean(err.Error(), lineBytesMax)
 	})
+}
+
+// blameEvery is how often a running plugin's faults are logged at most.
+const blameEvery = time.Minute
+
+// Blame notes what a plugin that goes on running did wrong, as its last error and, now and then, in the log. It may be
+// called at any time.
+func (s *Supervisor) Blame(err error) {
+	s.mu.Lock()
+	s.status.LastError = clean(err.Error(), lineBytesMax)
+	now := time.Now()
+	tell := now.Sub(s.blamed) >= blameEvery
+	if tell {
+		s.blamed = now
+	}
+	s.mu.Unlock()
+	if tell {
+		s.log.Warn("plugin is at fault, and goes on", "kind", s.spec.Kind, "name", s.spec.Name, "err", err)
+	}
 }
 
 // retire gives an instance back, asks its process to end, and waits until it has.

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/trunkline-mq/trunkline/plugins/internal/vfs"
@@ -73,8 +74,10 @@ func BenchmarkSlowSync(b *testing.B) {
 				b.ReportMetric(many/1e6, "many-MB/s")
 				b.ReportMetric(many/one, "ratio")
 				if c.alone > 1 {
-					manyFiles := bareFor(b, manyPartitions, 4<<10)
-					oneFile := bareFor(b, 1, c.alone*(4<<10))
+					bytes := len(kibibytes4()) // no whole page: its last one is written again by the next, as of a log
+					manyFiles := bareFor(b, manyPartitions, bytes, unix.Fdatasync)
+					oneFile := bareFor(b, 1, c.alone*bytes, unix.Fdatasync)
+					b.ReportMetric(bareFor(b, manyPartitions, bytes, together())/oneFile, "bare-syncfs-ratio")
 					b.ReportMetric(manyFiles/oneFile, "bare-ratio")
 					b.ReportMetric(many/manyFiles, "many-of-bare")
 					b.ReportMetric(one/oneFile, "one-of-bare")
@@ -193,13 +196,13 @@ func appendFor(b *testing.B, under string, o load) float64 {
 	return float64(sum) / took
 }
 
-// bareFor returns the bytes a second that so many files take together, each of which is written and synced by itself, so
-// many bytes at a time: what the file system gives to somebody who does nothing else.
-func bareFor(b *testing.B, files, bytes int) float64 {
+// bareFor returns the bytes a second that so many files take together, each of which is written by itself, so many bytes
+// at a time, and then synced by sync: what the file system gives to somebody who does nothing else.
+func bareFor(b *testing.B, files, bytes int, sync func(fd int) error) float64 {
 	b.Helper()
 	data := b.TempDir()
 	var sum atomic.Int64
-	var writers sync.WaitGroup
+	var writers errgroup.Group
 	start := time.Now()
 	for i := range files {
 		dir := filepath.Join(data, fmt.Sprint(i)) // of its own, as a partition's
@@ -210,21 +213,47 @@ func bareFor(b *testing.B, files, bytes int) float64 {
 		if err != nil {
 			b.Fatal(err)
 		}
-		writers.Go(func() {
+		writers.Go(func() error {
 			defer func() { _ = f.Close() }() // everything is synced
 			buf := make([]byte, bytes)
 			for pos := int64(0); time.Since(start) < syncRun; pos += int64(bytes) {
 				_, err := f.WriteAt(buf, pos)
-				if err := errors.Join(err, unix.Fdatasync(int(f.Fd()))); err != nil {
-					b.Error(err)
-					return
+				if err := errors.Join(err, sync(int(f.Fd()))); err != nil {
+					return err
 				}
 				sum.Add(int64(bytes))
 			}
+			return nil
 		})
 	}
-	writers.Wait()
+	if err := writers.Wait(); err != nil {
+		b.Fatal(err)
+	}
 	return float64(sum.Load()) / time.Since(start).Seconds()
+}
+
+// together returns a sync of the whole file system: all that wait for one share it, and the next one begins when it ends.
+func together() func(fd int) error {
+	var mu, turn sync.Mutex
+	type round struct {
+		once sync.Once
+		err  error
+	}
+	next := &round{}
+	return func(fd int) error {
+		mu.Lock()
+		mine := next
+		mu.Unlock()
+		mine.once.Do(func() {
+			turn.Lock()
+			defer turn.Unlock()
+			mu.Lock()
+			next = &round{} // who comes from now on has written too late for this one
+			mu.Unlock()
+			mine.err = unix.Syncfs(fd)
+		})
+		return mine.err
+	}
 }
 
 // kibibytes4 is a batch of one record, of about 4 KiB.

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/trunkline-mq/trunkline/plugins/partitioner"
+	"github.com/trunkline-mq/trunkline/plugins/partitioner/partitionerrpc"
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 	plan "github.com/trunkline-mq/trunkline/protocol/partition"
 )
@@ -50,6 +51,8 @@ func (t *Topic) Called() bool { return t.called != nil }
 // asker is what knows the partitions of keys: a lender.
 type asker interface {
 	assign(ctx context.Context, r partitioner.AssignRequest, to []plan.ID) error
+	// blame is told what is wrong with an answer.
+	blame(err error)
 }
 
 var _ asker = (*lender)(nil)
@@ -137,11 +140,19 @@ func (c *called) ask(ctx context.Context, q *question, keys *plan.Keys, to []pla
 		err = fmt.Errorf("%w: %d earlier and %d now", errUnsteady, q.again.at, q.to[n+1])
 	}
 	if err != nil {
+		if atFault(err) && ctx.Err() == nil {
+			c.plugin.blame(fmt.Errorf("topic %s: %w", c.topic, err))
+		}
 		return c.unavailable(err)
 	}
 	copy(to, q.to[:n])
 	c.remember(key, q.to[sample])
 	return nil
+}
+
+// atFault reports whether err is the fault of what a plugin answered: who is gone or late is dealt with elsewhere.
+func atFault(err error) bool {
+	return !errors.Is(err, errNoPartitioner) && !errors.Is(err, partitionerrpc.ErrUnavailable) && !errors.Is(err, partitionerrpc.ErrDeadline)
 }
 
 // errUnsteady says that a plugin gave two answers for one key.

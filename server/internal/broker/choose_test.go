@@ -20,6 +20,8 @@ type oracle struct {
 	keys  int
 	of    func(call, i int, key []byte) plan.ID
 	err   error
+
+	blamed []error
 }
 
 func (o *oracle) assign(_ context.Context, r partitioner.AssignRequest, to []plan.ID) error {
@@ -31,6 +33,12 @@ func (o *oracle) assign(_ context.Context, r partitioner.AssignRequest, to []pla
 		to[i] = o.of(o.calls, i, key)
 	}
 	return o.err
+}
+
+func (o *oracle) blame(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.blamed = append(o.blamed, err)
 }
 
 func byLength(_, _ int, key []byte) plan.ID { return plan.ID(len(key) % 3) }
@@ -76,7 +84,8 @@ func TestAPluginThatWaversIsRefused(t *testing.T) {
 		"after a change": func(call, _ int, key []byte) plan.ID { return plan.ID((len(key) + call/30) % 3) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			topic := calledTopic(t, &oracle{of: of}, nil)
+			o := &oracle{of: of}
+			topic := calledTopic(t, o, nil)
 			for range 100 {
 				at, err := topic.Choose(t.Context(), []byte("k"))
 				if err == nil {
@@ -84,6 +93,9 @@ func TestAPluginThatWaversIsRefused(t *testing.T) {
 				}
 				if err.Code != errcode.PartitionerUnavailable || err.Code.Outcome() != errcode.Definite || !errors.Is(err, errUnsteady) || at != plan.None {
 					t.Errorf("got %d, %v", at, err)
+				}
+				if len(o.blamed) != 1 || !errors.Is(o.blamed[0], errUnsteady) {
+					t.Errorf("it is blamed for %v", o.blamed)
 				}
 				return
 			}
@@ -232,6 +244,8 @@ func (m *meeting) assign(_ context.Context, r partitioner.AssignRequest, to []pl
 	}
 	return m.err
 }
+
+func (m *meeting) blame(error) {}
 
 func TestRecentKeysAreABoundedSample(t *testing.T) {
 	var r recentKeys

@@ -151,6 +151,9 @@ func (l *lender) assign(ctx context.Context, r partitioner.AssignRequest, to []p
 	return err
 }
 
+// blame implements asker.
+func (l *lender) blame(err error) { l.supervisor().Blame(err) }
+
 // replaced reports whether another instance than up answers now.
 func (l *lender) replaced(up lending) bool {
 	now, ok := l.up.now()

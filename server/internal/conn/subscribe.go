@@ -337,7 +337,7 @@ func (s *subscription) forget() {
 // in topics.
 func (s *subscription) appear(t *broker.Topic) {
 	if s.group != "" {
-		s.conn.log.Warn("queue subscription is without messages: its subject is a topic now; name it in subjects.live, or turn topics.auto_create off",
+		s.conn.log.Warn("queue subscription is without messages: its subject is a topic now; name it in subjects.live, or set topics.auto_create: false",
 			"subject", s.name, "topic", t.Meta.Name)
 		s.async(errGroup(t.Meta.Name))
 		return

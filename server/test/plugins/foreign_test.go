@@ -173,6 +173,14 @@ func TestLiesAreFound(t *testing.T) {
 					t.Errorf("%s: %q", text, got)
 				}
 			}
+			if lie != "late" && lie != "hang" && lie != "crash" { // of which one answer may be an accident
+				if p := info(t, l, "partitioner/liar"); p.State != "ready" || !strings.Contains(p.LastError, "topic t: ") || !strings.Contains(p.LastError, says) {
+					t.Errorf("the operator is told %+v", p)
+				}
+				if log := s.Stderr(); strings.Count(log, "plugin is at fault") != 1 || !strings.Contains(log, says) {
+					t.Errorf("the log says\n%s", log)
+				}
+			}
 			if lie == "hang" { // and a process that hangs in its calls is replaced, although its heart beats
 				harness.Eventually(t, "it is replaced", func() bool {
 					l.Ask("SEND t#k x")
