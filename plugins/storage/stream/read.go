@@ -82,7 +82,7 @@ func (r *Reader) Offset() record.Offset { return r.next }
 // Next returns the next batch, checked, with offsets below end; it may begin before the first offset asked for. The
 // batch is valid until the next call. lend.ErrEnd at end; *lend.CorruptError for damage, again and again until Skip.
 func (r *Reader) Next(ctx context.Context, end record.Offset) (record.Batch, error) {
-	for {
+	for asked := false; ; {
 		if r.bad != nil {
 			return nil, r.bad
 		}
@@ -91,9 +91,14 @@ func (r *Reader) Next(ctx context.Context, end record.Offset) (record.Batch, err
 			return nil, lend.ErrEnd
 		}
 		if len(r.rest) == 0 {
+			if asked { // and all that came lies before it: so it would again
+				r.Idle()
+				return nil, fmt.Errorf("%w: read %s@%d, got nothing of it", ErrBadAnswer, r.log.part, r.next)
+			}
 			if err := r.fetch(ctx); err != nil {
 				return nil, err
 			}
+			asked = true
 		}
 		b, err := r.take()
 		if err != nil {

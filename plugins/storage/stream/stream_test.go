@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -197,6 +198,38 @@ func TestAPluginThatDiesInAdoptionStopsNoLog(t *testing.T) {
 	}
 	put(t, l, "four")
 	wantContents(t, l, "one", "two", "three", "four")
+}
+
+// TestAReaderDoesNotAskForTheSameAgain: a store that answers only what lies before the offset would say so for ever.
+func TestAReaderDoesNotAskForTheSameAgain(t *testing.T) {
+	k := newKeeper()
+	m := newMachine(t, k)
+	l := m.open(0)
+	put(t, l, "one")
+	put(t, l, "two")
+	k.mu.Lock()
+	first := slices.Clone(k.logs[part(0)].groups[0].Bytes)
+	k.reading = func([]byte) ([]byte, error) { return first, nil }
+	k.mu.Unlock()
+	r, err := l.NewReader(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Idle()
+	for range 2 { // and whoever tries again hears the same
+		if _, err := r.Next(t.Context(), 2); !errors.Is(err, ErrBadAnswer) {
+			t.Fatalf("read: %v", err)
+		}
+	}
+	if _, err := l.Extent(t.Context(), 1, 2, 1<<20); !errors.Is(err, ErrBadAnswer) {
+		t.Errorf("extent: %v", err)
+	}
+	k.mu.Lock()
+	k.reading = nil
+	k.mu.Unlock()
+	if b, err := r.Next(t.Context(), 2); err != nil || b.BaseOffset() != 1 {
+		t.Errorf("a store that is well again: %v", err)
+	}
 }
 
 func TestADamagedBatchIsReportedAndPassedOver(t *testing.T) {
