@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/trunkline-mq/trunkline/protocol/errcode"
 )
@@ -44,8 +45,13 @@ const sizeDigitsMax = 9
 
 const (
 	bufferBytesMin = 1 << 10  // an idle connection's buffer
-	bufferBytesMax = 64 << 10 // grown to under load; a larger payload gets a buffer of its own size for as long as it lasts
+	bufferBytesMax = 64 << 10 // grown to under load; a larger payload is read into a shared buffer for as long as it lasts
+	bodyBytesMax   = 4 << 20  // of a shared buffer that is kept: a larger payload is an exception
 )
+
+// bodies are buffers for payloads that exceed a parser's own: whoever sends them one after the other costs no memory for
+// each, and whoever is done with them holds none.
+var bodies = sync.Pool{New: func() any { return new([]byte) }}
 
 // A TLS client begins with these two bytes, and no verb does. It is told so at once: its greeting need not contain a
 // line end, and it would wait for an answer as long as the server waits for that.
@@ -60,6 +66,8 @@ type Parser struct {
 	seen   int // buf[r:r+seen] holds no LF
 	need   int // bytes from r on without which the pending command cannot be whole
 	filled bool
+	own    []byte  // while buf is a shared one: what it is changed back for
+	shared *[]byte // nil: buf is the parser's own
 }
 
 // NewParser returns a parser for a fresh connection.
@@ -71,8 +79,8 @@ func NewParser(l Limits) *Parser {
 func (p *Parser) Buffer() []byte {
 	if p.r == p.w {
 		p.r, p.w = 0, 0
-		if len(p.buf) > bufferBytesMax && p.need == 0 {
-			p.buf = make([]byte, bufferBytesMax)
+		if p.shared != nil && p.need == 0 {
+			p.giveBack()
 		}
 	}
 	size := len(p.buf)
@@ -80,7 +88,7 @@ func (p *Parser) Buffer() []byte {
 		size *= 2
 	}
 	if p.need > size {
-		size = p.need
+		size = p.need + 1 // and the LF behind a CR that was not asked for
 	}
 	pending := p.w - p.r
 	if pending == size {
@@ -88,15 +96,47 @@ func (p *Parser) Buffer() []byte {
 	}
 	switch {
 	case size > len(p.buf):
-		grown := make([]byte, size)
-		copy(grown, p.buf[p.r:p.w])
-		p.buf, p.r, p.w = grown, 0, pending
+		p.grow(size)
 	case p.r > 0 && (len(p.buf)-p.w < len(p.buf)/2 || p.r+p.need > len(p.buf)):
 		copy(p.buf, p.buf[p.r:p.w])
 		p.r, p.w = 0, pending
 	}
 	p.filled = false
 	return p.buf[p.w:]
+}
+
+// grow makes the buffer one of size bytes, which begins with what is not yet consumed.
+func (p *Parser) grow(size int) {
+	if size <= cap(p.buf) {
+		p.buf = p.buf[:size]
+		p.w, p.r = copy(p.buf, p.buf[p.r:p.w]), 0
+		return
+	}
+	if size <= bufferBytesMax {
+		grown := make([]byte, size)
+		p.w, p.r, p.buf = copy(grown, p.buf[p.r:p.w]), 0, grown
+		return
+	}
+	shared, _ := bodies.Get().(*[]byte)
+	if cap(*shared) < size {
+		*shared = make([]byte, size)
+	}
+	n := copy((*shared)[:size], p.buf[p.r:p.w])
+	if p.shared == nil {
+		p.own = p.buf
+	} else {
+		p.giveBack()
+	}
+	p.buf, p.shared = (*shared)[:size], shared
+	p.r, p.w = 0, n
+}
+
+// giveBack changes a shared buffer, which nothing is in any more, for the parser's own.
+func (p *Parser) giveBack() {
+	if cap(*p.shared) <= bodyBytesMax {
+		bodies.Put(p.shared)
+	}
+	p.buf, p.own, p.shared = p.own, nil, nil
 }
 
 // Advance says that n bytes were read into the last Buffer.
@@ -112,10 +152,13 @@ func (p *Parser) Buffered() int { return p.w - p.r }
 // for that, gets what lies behind, and is read into from then on. So one may take p's commands while the other reads.
 func (p *Parser) HandOver(taken, next *Parser) {
 	rest := p.buf[taken.r:p.w]
-	if size := max(len(rest), min(len(p.buf), bufferBytesMax)); len(next.buf) < len(rest) || p.filled && len(next.buf) < size {
-		next.buf = make([]byte, size)
+	if next.r, next.w = 0, 0; next.shared != nil {
+		next.giveBack()
 	}
-	next.r, next.w = 0, copy(next.buf, rest)
+	if size := max(len(rest), min(len(p.buf), bufferBytesMax)); len(next.buf) < len(rest) || p.filled && len(next.buf) < size {
+		next.grow(size)
+	}
+	next.w = copy(next.buf, rest)
 	next.seen, next.need, next.filled = taken.seen, taken.need, p.filled
 	p.w, p.seen, p.need, p.filled = taken.r, 0, 0, false
 }

@@ -134,3 +134,47 @@ func TestPathsAllocateNothingForARecord(t *testing.T) {
 		})
 	}
 }
+
+// TestLargePayloadsAreReadIntoMemoryThatIsThere: whoever sends batches of 1 MiB one after the other would else have the
+// collector run all the time. A pool loses some of what it is given, with -race a quarter, so half as much again as a
+// payload is allowed for each.
+func TestLargePayloadsAreReadIntoMemoryThatIsThere(t *testing.T) {
+	s := startInside(t)
+	if err := s.create("t", 1); err != nil {
+		t.Fatal(err)
+	}
+	const requests = 48
+	batch, _ := fullBatch(bytes.Repeat([]byte("v"), 1024), 1<<20-1<<10)
+	large := strings.Repeat("v", 1<<20-1<<10)
+	for _, verb := range []struct {
+		name    string
+		request []byte
+	}{
+		{"PRODUCE", fmt.Appendf(nil, "PRODUCE t/0 %d\r\n%s\r\n", len(batch), batch)},
+		{"PUB", fmt.Appendf(nil, "PUB t/0 %d\r\n%s\r\n", len(large), large)},
+	} {
+		t.Run(verb.name, func(t *testing.T) {
+			nc, r := s.hello(t, "CONNECT {}")
+			run := func() {
+				for range requests {
+					if _, err := nc.Write(verb.request); err != nil {
+						t.Fatal(err)
+					}
+					if line, err := r.ReadSlice('\n'); err != nil || !bytes.HasPrefix(line, []byte("+OK ")) {
+						t.Fatalf("answered with %.80q, %v", line, err)
+					}
+				}
+			}
+			run()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			run()
+			runtime.ReadMemStats(&after)
+			if got := (after.TotalAlloc - before.TotalAlloc) / requests; got > uint64(len(verb.request))*3/2 {
+				t.Errorf("%d bytes allocated for a request of %d", got, len(verb.request))
+			} else {
+				t.Logf("%d bytes allocated for a request of %d", got, len(verb.request))
+			}
+		})
+	}
+}
