@@ -3,6 +3,7 @@ package line
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -14,8 +15,9 @@ func TestCommandsAreHandedOverWhereverReadsAreCut(t *testing.T) {
 	few := "PUB a 3\r\nabc\r\n\r\nPING\nSEND a#k some text\r\nPUB b 0\r\n\r\nHPUB c 12 14\r\nNATS/1.0\r\n\r\nhi\r\nPUB d 3000\r\n" +
 		strings.Repeat("x", 3000) + "\r\nPUB e 1\r\ny\r\nQUIT\r\n"
 	many := few
-	for i, size := range []int{70_000, 300_000, 20, 150_000, 150_000, 1} {
-		many += fmt.Sprintf("PUB f %d\r\n%s\r\n", size, strings.Repeat(string(rune('a'+i)), size))
+	for i, size := range []int{20, 70_000, 300_000, 20, 100_000, 150_000, 150_000, 150_001, 1, 0, 80_000} {
+		end := []string{"\r\n", "\n", "\n"}[i%3]
+		many += fmt.Sprintf("PUB f %d\r\n%s%s", size, strings.Repeat(string(rune('a'+i)), size), end)
 	}
 	var sizes []int
 	for size := 1; size <= len(few); size = size + 1 + size/8 {
@@ -43,6 +45,9 @@ func handOverWherever(t *testing.T, text string, sizes []int) {
 	}
 	read := func(p *Parser, b []byte) int {
 		n := copy(p.Buffer(), b)
+		if n == 0 {
+			t.Fatal("nothing can be read")
+		}
 		p.Advance(n)
 		return n
 	}
@@ -55,8 +60,12 @@ func handOverWherever(t *testing.T, text string, sizes []int) {
 		var got, plain []string
 		p, spare, alone := NewParser(limits), NewParser(limits), NewParser(limits)
 		for rest, rest2 := stream, stream; len(rest) > 0 || len(rest2) > 0; {
-			rest = rest[read(p, rest[:min(size, len(rest))]):]
-			rest2 = rest2[read(alone, rest2[:min(size, len(rest2))]):]
+			if len(rest) > 0 {
+				rest = rest[read(p, rest[:min(size, len(rest))]):]
+			}
+			if len(rest2) > 0 {
+				rest2 = rest2[read(alone, rest2[:min(size, len(rest2))]):]
+			}
 			taken := *p
 			take(&taken)
 			p.HandOver(&taken, spare)
@@ -65,6 +74,11 @@ func handOverWherever(t *testing.T, text string, sizes []int) {
 				t.Fatalf("cut every %d bytes: %d bytes are left that are no command", size, p.Buffered())
 			}
 			p, spare = spare, p
+		}
+		for _, p := range []*Parser{p, spare, alone} {
+			if n := len(p.Buffer()); n == 0 || n > bufferBytesMax {
+				t.Fatalf("cut every %d bytes: in the end there is room for %d bytes", size, n)
+			}
 		}
 		if !slices.Equal(got, want) || !slices.Equal(plain, want) {
 			t.Fatalf("cut every %d bytes: %.200q and %.200q; want %.200q", size, got, plain, want)
@@ -91,5 +105,62 @@ func TestHeaderKey(t *testing.T) {
 	block := []byte("NATS/1.0\r\nTimestamp: 2026-11-22T08:00:00.000Z\r\nKey: anna\r\n\r\n")
 	if n := testing.AllocsPerRun(100, func() { HeaderKey(block) }); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestParsersShareBuffers reads several streams by turns, with payloads below and above what a parser's own buffer takes: what
+// one gave back is the next one's, and nobody sees it change under a command.
+func TestParsersShareBuffers(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	type stream struct {
+		parser *Parser
+		bytes  []byte
+		sizes  []int
+		fill   byte
+	}
+	sizes := []int{0, 1, 100, 60_000, bufferBytesMax, 66_000, 130_000, 260_000, 1 << 20, bodyBytesMax + 1}
+	streams := make([]*stream, 4)
+	for i := range streams {
+		s := &stream{parser: NewParser(Limits{ControlLine: 4096, Payload: 8 << 20}), fill: byte('a' + i)}
+		for range 40 {
+			size := sizes[random.IntN(len(sizes))]
+			size = max(0, size-random.IntN(20))
+			s.sizes = append(s.sizes, size)
+			s.bytes = fmt.Appendf(s.bytes, "PUB a %d\r\n", size)
+			s.bytes = append(s.bytes, bytes.Repeat([]byte{s.fill}, size)...)
+			s.bytes = append(s.bytes, []string{"\n", "\r\n"}[random.IntN(2)]...)
+		}
+		streams[i] = s
+	}
+	var cmd Command
+	for len(streams) > 0 {
+		i := random.IntN(len(streams))
+		s := streams[i]
+		buf := s.parser.Buffer()
+		if len(buf) == 0 {
+			t.Fatal("no room to read into")
+		}
+		n := copy(buf, s.bytes[:min(len(s.bytes), 1+random.IntN(300_000))])
+		s.bytes = s.bytes[n:]
+		s.parser.Advance(n)
+		for {
+			ok, err := s.parser.Next(&cmd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !ok {
+				break
+			}
+			if len(cmd.Payload) != s.sizes[0] || bytes.Count(cmd.Payload, []byte{s.fill}) != s.sizes[0] {
+				t.Fatalf("a payload of %d bytes came as %d, %d of them its own", s.sizes[0], len(cmd.Payload), bytes.Count(cmd.Payload, []byte{s.fill}))
+			}
+			s.sizes = s.sizes[1:]
+		}
+		if len(s.bytes) == 0 {
+			if len(s.sizes) > 0 || len(s.parser.Buffer()) == 0 || s.parser.shared != nil {
+				t.Fatalf("in the end %d payloads are missing", len(s.sizes))
+			}
+			streams = slices.Delete(streams, i, i+1)
+		}
 	}
 }

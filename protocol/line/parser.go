@@ -125,7 +125,7 @@ func (p *Parser) grow(size int) {
 	if p.shared == nil {
 		p.own = p.buf
 	} else {
-		p.giveBack()
+		p.release()
 	}
 	p.buf, p.shared = (*shared)[:size], shared
 	p.r, p.w = 0, n
@@ -133,10 +133,16 @@ func (p *Parser) grow(size int) {
 
 // giveBack changes a shared buffer, which nothing is in any more, for the parser's own.
 func (p *Parser) giveBack() {
+	p.release()
+	p.buf, p.own = p.own, nil
+}
+
+// release lets others have the shared buffer.
+func (p *Parser) release() {
 	if cap(*p.shared) <= bodyBytesMax {
 		bodies.Put(p.shared)
 	}
-	p.buf, p.own, p.shared = p.own, nil, nil
+	p.shared = nil
 }
 
 // Advance says that n bytes were read into the last Buffer.
