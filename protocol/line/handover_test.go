@@ -158,7 +158,7 @@ func TestParsersShareBuffers(t *testing.T) {
 		}
 		if len(s.bytes) == 0 {
 			if len(s.sizes) > 0 || len(s.parser.Buffer()) == 0 || s.parser.shared != nil {
-				t.Fatalf("in the end %d payloads are missing", len(s.sizes))
+				t.Fatalf("in the end %d payloads are missing, and the buffer is of %d bytes", len(s.sizes), len(s.parser.buf))
 			}
 			streams = slices.Delete(streams, i, i+1)
 		}

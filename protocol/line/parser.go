@@ -85,7 +85,7 @@ func (p *Parser) Buffer() []byte {
 	}
 	size := len(p.buf)
 	if p.filled && size < bufferBytesMax {
-		size *= 2
+		size = min(2*size, bufferBytesMax)
 	}
 	if p.need > size {
 		size = p.need + 1 // and the LF behind a CR that was not asked for
