@@ -27,19 +27,19 @@ type consumerOptions struct {
 }
 
 const (
-	fetchBytesDefault    = 1 << 20
+	fetchBytesDefault    = 4 << 20
 	fetchBytesMost       = 64 << 20 // the server's
-	prefetchBytesDefault = 8 << 20
+	prefetchBytesDefault = 16 << 20
 	fetchWaitDefault     = 5 * time.Second
 	fetchWaitMost        = time.Minute
 )
 
-// WithFetchBytes bounds what is asked for at once, 1 MiB by default; a batch that is larger comes all the same.
+// WithFetchBytes bounds what is asked for at once, 4 MiB by default; a batch that is larger comes all the same.
 func WithFetchBytes(n int64) ConsumerOption {
 	return func(o *consumerOptions) { o.fetchBytes = min(max(n, 1), fetchBytesMost) }
 }
 
-// WithPrefetchBytes bounds what has come and was not handed over yet, 8 MiB by default, but for a batch that is larger.
+// WithPrefetchBytes bounds what has come and was not handed over yet, 16 MiB by default, but for a batch that is larger.
 func WithPrefetchBytes(n int64) ConsumerOption {
 	return func(o *consumerOptions) { o.prefetchBytes = max(n, 1) }
 }

@@ -63,9 +63,9 @@ func (l *rawLink) produce(topic string, batch record.Batch, count int) error {
 
 // fetch reads a partition to the offset end.
 func (l *rawLink) fetch(topic string, end int64) error {
-	body := make([]byte, 1<<20)
+	body := make([]byte, 4<<20)
 	for next := int64(0); next < end; {
-		if _, err := fmt.Fprintf(l.nc, "FETCH %s/0@%d max=1MiB\r\n", topic, next); err != nil {
+		if _, err := fmt.Fprintf(l.nc, "FETCH %s/0@%d max=4MiB\r\n", topic, next); err != nil {
 			return err
 		}
 		line, err := l.r.ReadSlice('\n')
