@@ -145,6 +145,30 @@ func (p *Parser) release() {
 	p.shared = nil
 }
 
+// Body is a shared buffer that was taken from a Parser, with the payload of a command in it.
+type Body struct{ shared *[]byte }
+
+// Free lets others have the buffer; the payload is void then. A nil Body has nothing to free. It is called once.
+func (b *Body) Free() {
+	if b != nil && cap(*b.shared) <= bodyBytesMax {
+		bodies.Put(b.shared)
+	}
+}
+
+// TakeBody gives away the buffer in which the command lies that Next returned last: its payload is valid until the Body is
+// freed, all else of it is void then. It returns nil where the command lies in the parser's own buffer, from which a payload
+// has to be copied.
+func (p *Parser) TakeBody() *Body {
+	rest := p.buf[p.r:p.w]
+	if p.shared == nil || len(rest) > len(p.own) {
+		return nil
+	}
+	b := &Body{p.shared}
+	p.buf, p.own, p.shared = p.own, nil, nil
+	p.r, p.w, p.filled = 0, copy(p.buf, rest), false
+	return b
+}
+
 // Advance says that n bytes were read into the last Buffer.
 func (p *Parser) Advance(n int) {
 	p.w += n

@@ -50,16 +50,27 @@ func (c *conn) produce(cmd *line.Command) *errcode.Error {
 			return line.AppendOK(dst, string(address.AppendAddress(nil, name.Topic, name.ID, -1))+" none")
 		})
 		// The client does not want to know; a failure is counted nowhere but in the log.
-		if err := to.Produce(c.stop, cmd.Payload, n, unheard{c, to, !c.opt.echo}); err != nil {
+		if err := to.Produce(c.stop, c.batches(cmd, n), unheard{c, to, !c.opt.echo}); err != nil {
 			c.log.Debug("unacknowledged PRODUCE failed", "partition", name.String(), "err", err)
 		}
 		return nil
 	}
 	a := c.box.push(place{part: to, once: true, verb: line.Produce, due: c.due(opt.timeout), own: !c.opt.echo})
-	if err := to.Produce(c.stop, cmd.Payload, n, a); err != nil {
+	if err := to.Produce(c.stop, c.batches(cmd, n), a); err != nil {
 		a.Settled(part.Outcome{N: 1, Err: err})
 	}
 	return nil
+}
+
+// batches is what cmd carries. The partition may keep the memory it lies in; cmd is void then.
+func (c *conn) batches(cmd *line.Command, n int32) part.Batches {
+	b := part.Batches{Bytes: cmd.Payload, Records: n}
+	if len(cmd.Payload) >= part.KeepBytesLeast {
+		if body := c.parser.TakeBody(); body != nil { // an interface with a nil in it is not nil
+			b.Owner = body
+		}
+	}
+	return b
 }
 
 // unheard is the claimant of a PRODUCE with acks=0.

@@ -142,11 +142,7 @@ func (p *Partition) Down() *errcode.Error {
 
 // reuse keeps g for the next group, and gives its buffer back.
 func (p *Partition) reuse(g *group) {
-	if cap(g.buf) <= keepBytesMax {
-		*g.pooled = g.buf[:0]
-		buffers.Put(g.pooled)
-	}
-	g.buf, g.pooled = nil, nil
+	g.free()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.spare == nil {

@@ -45,6 +45,7 @@ type group struct {
 	batch  record.Builder // of records that came one by one
 	buf    []byte
 	pooled *[]byte // where buf came from
+	owner  Owner   // whose buf is instead; nil: nobody's else
 	claims []claim
 }
 
@@ -124,18 +125,60 @@ func (p *Partition) Publish(stop <-chan struct{}, r *record.Record, who Claimant
 	})
 }
 
-// Produce adds whole batches of n records in all, which the caller has checked; offsets and epoch are stamped in place
-// when they are committed. Waiting, errors and who are as for Publish; batches are copied.
-func (p *Partition) Produce(stop <-chan struct{}, batches []byte, n int32, who Claimant) *errcode.Error {
-	return p.offer(stop, func() bool {
-		g := p.groupLocked(true, len(batches))
+// Batches are whole batches from a client.
+type Batches struct {
+	Bytes   []byte // checked; offsets and epoch are stamped in place when they are committed
+	Records int32
+	// Owner is told when nobody needs Bytes any more; nil: they are the caller's, and copied.
+	Owner Owner
+}
+
+// Owner lends memory.
+type Owner interface{ Free() }
+
+// KeepBytesLeast is the size from which on Produce writes batches from where they lie, where it may: they fill a group nearly
+// by themselves. What is smaller is copied into a group that others go into, too.
+const KeepBytesLeast = groupBytesMax / 2
+
+// Produce adds b. Waiting, errors and who are as for Publish. Its owner is told in the end, however that comes.
+func (p *Partition) Produce(stop <-chan struct{}, b Batches, who Claimant) *errcode.Error {
+	kept := false
+	err := p.offer(stop, func() bool {
+		g := p.groupLocked(true, len(b.Bytes))
 		if g == nil {
 			return false
 		}
-		p.claimLocked(g, claim{who, n})
-		g.buf = append(g.buf, batches...)
+		p.claimLocked(g, claim{who, b.Records})
+		if kept = b.Owner != nil && len(g.buf) == 0 && len(b.Bytes) >= KeepBytesLeast; kept {
+			g.keep(b)
+		} else {
+			g.buf = append(g.buf, b.Bytes...)
+		}
 		return true
 	})
+	if b.Owner != nil && !kept {
+		b.Owner.Free()
+	}
+	return err
+}
+
+// keep makes b, and nothing else, what g is.
+func (g *group) keep(b Batches) {
+	buffers.Put(g.pooled)
+	g.pooled, g.owner = nil, b.Owner
+	g.buf = b.Bytes[:len(b.Bytes):len(b.Bytes)]
+}
+
+// free gives back the memory that g was gathered in.
+func (g *group) free() {
+	switch {
+	case g.owner != nil:
+		g.owner.Free()
+	case cap(g.buf) <= keepBytesMax:
+		*g.pooled = g.buf[:0]
+		buffers.Put(g.pooled)
+	}
+	g.buf, g.pooled, g.owner = nil, nil, nil
 }
 
 // offer calls addLocked until there was room, the publish timeout has passed or stop is closed.
@@ -187,7 +230,7 @@ func (p *Partition) tooLarge(r *record.Record) bool {
 // groupLocked returns the group that takes bytes more of a kind, nil when the queue is full.
 func (p *Partition) groupLocked(whole bool, bytes int) *group {
 	if g := p.pending; g != nil {
-		if g.whole == whole && g.size()+bytes <= groupBytesMax {
+		if g.whole == whole && g.owner == nil && g.size()+bytes <= groupBytesMax {
 			return g
 		}
 		if len(p.full) == queueGroupsMax {
