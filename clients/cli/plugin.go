@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -166,11 +167,13 @@ func (a *app) byServer(command string) func(*cobra.Command, []string) error {
 				return cmd.Help()
 			}
 		}
+		a.json = a.json || asksJSON(args) // the flags behind the command are the server's to read
+		args = slices.DeleteFunc(args, func(arg string) bool { return arg == "--json" })
 		if len(args) == 0 {
 			return usage("no file is named; use %s", cmd.UseLine())
 		}
-		if a.json { // it stood before the command
-			args = append(args, "--json")
+		if a.json {
+			args = append([]string{"--json"}, args...)
 		}
 		a.started = true
 		program, err := findServer()
