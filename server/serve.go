@@ -97,7 +97,11 @@ func (p *program) serve() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	s.clients = conn.NewServer(connOptions(cfg, data, b, log))
+	options := connOptions(cfg, data, b, log)
+	if web != nil {
+		options.Identity.HTTP = httpAddr
+	}
+	s.clients = conn.NewServer(options)
 	s.reload, s.settle = func() { p.reload(&s, b) }, b.EndChanges
 	s.serveClients()
 	s.health.is(b.Ready)
