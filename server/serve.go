@@ -142,6 +142,24 @@ func (p *program) reload(s *servers, b *broker.Broker) {
 		p.log.Info("configuration changed", "key", c.Key, "old", c.Old, "new", c.New)
 	}
 	p.log.Info("configuration reloaded", "file", p.cfg.File, "changes", len(next.Changes))
+	p.tellPlugins(b)
+}
+
+// tellPlugins says which plugins the configuration has otherwise than they are: their processes are replaced one by one,
+// when somebody asks for it, and not by HUP.
+func (p *program) tellPlugins(b *broker.Broker) {
+	named, err := foreign(p.cfg)()
+	if err != nil {
+		p.log.Error("plugins in the configuration cannot be read", "err", err)
+		return
+	}
+	for _, c := range b.PluginChanges(named) {
+		do := "trunkline plugin reload " + c.Kind + "/" + c.Name
+		if c.What == "removed" {
+			do = "restart the server"
+		}
+		p.log.Warn("plugin is not as the configuration has it now: HUP leaves plugins alone", "kind", c.Kind, "name", c.Name, "change", c.What, "do", do)
+	}
 }
 
 // errInterrupted says that a signal came before the broker was up.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +14,55 @@ import (
 	"github.com/trunkline-mq/trunkline/server/internal/broker"
 	"github.com/trunkline-mq/trunkline/server/test/harness"
 )
+
+// TestHUPSaysWhichPluginsItLeavesAlone, and what takes each over.
+func TestHUPSaysWhichPluginsItLeavesAlone(t *testing.T) {
+	shelf := newShelf(t)
+	e := shelf.put("partitioner", "prefix", built("prefix"), "")
+	shelf.put("partitioner", "spare", built("prefix"), "")
+	s := shelf.serve()
+	l := s.Dial()
+	ask(t, l, "TOPIC CREATE t partitions=16 partitioner=prefix", "+OK t")
+	// told is what the log says of plugins after a HUP, from when it says that the configuration is reloaded.
+	hup := func() (told []string) {
+		t.Helper()
+		shelf.save()
+		const done = `"msg":"configuration reloaded"`
+		from := len(s.Stderr())
+		if err := syscall.Kill(s.PID(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		harness.Eventually(t, "it is reloaded", func() bool { return strings.Contains(s.Stderr()[from:], done) })
+		ask(t, l, "PING", "PONG")
+		_ = syscall.Kill(s.PID(), syscall.SIGHUP) // what is said of the first one is said before the second is read
+		harness.Eventually(t, "it is reloaded again", func() bool { return strings.Count(s.Stderr()[from:], done) >= 2 })
+		first, _, _ := strings.Cut(strings.SplitN(s.Stderr()[from:], done, 2)[1], done)
+		for line := range strings.Lines(first) {
+			var said struct{ Level, Msg, Kind, Name, Change, Do string }
+			if json.Unmarshal([]byte(line), &said) == nil && strings.HasPrefix(said.Msg, "plugin is not as the configuration") {
+				told = append(told, said.Level+" "+said.Kind+"/"+said.Name+" "+said.Change+": "+said.Do)
+			}
+		}
+		return told
+	}
+	want := func(what string, want ...string) {
+		t.Helper()
+		if got := hup(); !slices.Equal(got, want) {
+			t.Errorf("%s: the log says %q, want %q", what, got, want)
+		}
+	}
+	want("nothing changed")
+	shelf.put("storage", "onefile", built("onefile"), "")
+	e.config = "{separator: /}"
+	shelf.named = slices.DeleteFunc(shelf.named, func(e *entry) bool { return e.name == "spare" })
+	added, changed, removed := "WARN storage/onefile added: trunkline plugin reload storage/onefile", "WARN partitioner/prefix changed: trunkline plugin reload partitioner/prefix",
+		"WARN partitioner/spare removed: restart the server"
+	want("all three", changed, removed, added)
+	ask(t, l, "PLUGIN RELOAD storage/onefile", "+OK storage/onefile")
+	want("the file was read, and one process replaced", changed)
+	ask(t, l, "PLUGIN RELOAD partitioner/prefix", "+OK partitioner/prefix")
+	want("all is taken over")
+}
 
 func TestReloadTakesTheFileThatIsConfiguredNow(t *testing.T) {
 	shelf := newShelf(t)
