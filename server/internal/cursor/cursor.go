@@ -179,8 +179,7 @@ func SeekBelow(ctx context.Context, p *partition.Partition, pos address.Position
 		if off := record.Offset(pos.N); off >= stats.LogStart && off <= end {
 			return off, nil
 		}
-		return 0, errcode.New(errcode.OffsetOutOfRange, fmt.Sprintf("%s holds offsets %d to %d, not %d", p.Address(), stats.LogStart, end, pos.N),
-			"read from one of these, or from @earliest or @latest")
+		return 0, pos.OutOfRange(p.Address(), stats.LogStart, end)
 	case address.Ago:
 		return seekTime(ctx, p, nowMS-pos.Ago.Milliseconds(), end)
 	default:
