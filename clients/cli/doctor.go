@@ -202,6 +202,9 @@ func (d *doctor) plugins(ctx context.Context, c *trunkline.Client) {
 		if p.LastError != "" {
 			why = "; the last error: " + p.LastError
 		}
+		if p.LastErrorAt != "" {
+			why += " (at " + p.LastErrorAt + ")"
+		}
 		switch {
 		case p.State == "ready" && p.Restarts > 0:
 			ready++

@@ -143,7 +143,7 @@ func (a *app) describePlugin(ctx context.Context, c *trunkline.Client, args []st
 	for _, row := range [][2]string{
 		{"version", p.Version}, {"protocol", orNothing(int64(p.Protocol), strconv.Itoa(p.Protocol))}, {"state", p.State}, {"since", p.Since},
 		{"pid", orNothing(int64(p.PID), strconv.Itoa(p.PID))}, {"restarts", strconv.Itoa(p.Restarts)}, {"memory", orNothing(p.RSS, address.FormatBytes(p.RSS>>10<<10))},
-		{"last error", p.LastError}, {"file", p.Path}, {"sha256", p.SHA256}, {"interpreter, not verified", p.Interpreter},
+		{"last error", p.LastError}, {"last error at", p.LastErrorAt}, {"file", p.Path}, {"sha256", p.SHA256}, {"interpreter, not verified", p.Interpreter},
 	} {
 		if row[1] != "" {
 			t.row("  "+row[0], row[1])

@@ -89,7 +89,7 @@ func TestJSONKeepsItsKeys(t *testing.T) {
 			said, _ := console.Run(t, "cat said")
 			t.Fatalf("trunkline %s printed %q, %v\n%s", c.typed, out, err, said)
 		}
-		maps.DeleteFunc(found, func(path string, _ []string) bool { return strings.HasSuffix(path, "last_error") }) // of a plugin that was restarted: on a slow machine
+		maps.DeleteFunc(found, func(path string, _ []string) bool { return strings.Contains(path, "last_error") }) // of a plugin that was restarted: on a slow machine
 		shapes[c.command] = found
 		left = slices.DeleteFunc(left, func(name string) bool { return name == c.command })
 	}

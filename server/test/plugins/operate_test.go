@@ -71,6 +71,7 @@ func TestReloadTakesTheFileThatIsConfiguredNow(t *testing.T) {
 	l := s.Dial()
 	ask(t, l, "TOPIC CREATE t partitions=16 partitioner=prefix", "+OK t")
 	before := info(t, l, "partitioner/prefix")
+	began := time.Now().Truncate(time.Millisecond)
 	sound, err := os.ReadFile(e.path)
 	if err != nil {
 		t.Fatal(err)
@@ -90,6 +91,11 @@ func TestReloadTakesTheFileThatIsConfiguredNow(t *testing.T) {
 	if now := info(t, l, "partitioner/prefix"); now.PID != before.PID || now.State != "ready" || !strings.Contains(now.LastError, "exit status 7") {
 		t.Errorf("%+v became %+v", before, now)
 	}
+	failed := info(t, l, "partitioner/prefix")
+	at, err := time.Parse("2006-01-02T15:04:05.000Z", failed.LastErrorAt)
+	if err != nil || at.Before(began) || at.After(time.Now()) || before.LastErrorAt != "" {
+		t.Errorf("it failed at %q, after %q; between %s and now", failed.LastErrorAt, before.LastErrorAt, began)
+	}
 	send(t, l, "SEND t#k x")
 	// A configuration with faults changes nothing.
 	e.write(t, string(sound))
@@ -106,6 +112,9 @@ func TestReloadTakesTheFileThatIsConfiguredNow(t *testing.T) {
 	e.config = "{separator: /}"
 	shelf.save()
 	ask(t, l, "PLUGIN RELOAD partitioner/prefix", "+OK partitioner/prefix")
+	if now := info(t, l, "partitioner/prefix"); now.PID == before.PID || now.LastError != failed.LastError || now.LastErrorAt != failed.LastErrorAt {
+		t.Errorf("after a good reload: %+v; it failed as %+v", now, failed)
+	}
 	ask(t, l, "TOPIC CREATE u partitions=16 partitioner=prefix", "+OK u") // of t it is known where keys go
 	if one, two := where(send(t, l, "SEND u#a/b x")), where(send(t, l, "SEND u#a/d x")); one != two {
 		t.Errorf("with the new separator: %s and %s", one, two)
