@@ -60,6 +60,8 @@ type pluginFlags struct {
 	kind, name, config, match string
 	verbose, json             bool
 	file, dir                 string
+	command                   string
+	stderr                    io.Writer
 }
 
 // parsePlugin reads a command line that names one file; ok is false where it does not, and that was told.
@@ -83,15 +85,37 @@ func parsePlugin(command string, args []string, stderr io.Writer) (f pluginFlags
 	if err == nil && set.NArg() != 1 {
 		err = fmt.Errorf("%d files are named, and not one", set.NArg())
 	}
+	f.command, f.stderr = command, stderr
 	if err != nil && !errors.Is(err, pflag.ErrHelp) {
-		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin %s: %v\n", command, err)
+		f.json = f.json || slices.Contains(args, "--json") // behind what could not be read
+		f.fail(exitUsage, "%v", err)
 	}
 	if err != nil {
-		_, _ = fmt.Fprint(stderr, pluginUsage)
+		if !f.json || errors.Is(err, pflag.ErrHelp) {
+			_, _ = fmt.Fprint(stderr, pluginUsage)
+		}
 		return f, false
 	}
 	f.file = set.Arg(0)
 	return f, true
+}
+
+// fail says why the command ends with an exit code, which it returns; with --json as the client does.
+func (f *pluginFlags) fail(exit int, format string, args ...any) int {
+	said := fmt.Sprintf(format, args...)
+	if !f.json {
+		_, _ = fmt.Fprintf(f.stderr, "trunkline-server plugin %s: %s\n", f.command, said)
+		return exit
+	}
+	line, _ := json.Marshal(map[string]failureJSON{"error": {"plugin " + f.command + ": " + said, exit}}) // cannot fail: a text and a number
+	_, _ = fmt.Fprintf(f.stderr, "%s\n", line)
+	return exit
+}
+
+// failureJSON is an error as the client prints it.
+type failureJSON struct {
+	Text string `json:"text"`
+	Exit int    `json:"exit"`
 }
 
 // namedBy takes kind and name out of a file's name, where they stand in it.
@@ -116,12 +140,10 @@ func testPlugin(args []string, stdout, stderr io.Writer) int {
 		o.File, o.Kind, o.Name = f.file, cmp.Or(o.Kind, kind), cmp.Or(o.Name, name)
 	}
 	if o.Kind == "" || o.Name == "" {
-		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin test: %s does not say kind and name; add --kind and --name\n", f.file)
-		return exitUsage
+		return f.fail(exitUsage, "%s does not say kind and name; add --kind and --name", f.file)
 	}
 	if f.config != "" && !json.Valid([]byte(f.config)) {
-		_, _ = fmt.Fprintln(stderr, "trunkline-server plugin test: --config is no JSON")
-		return exitUsage
+		return f.fail(exitUsage, "--config is no JSON")
 	}
 	o.Config = f.configure
 	if f.verbose {
@@ -134,11 +156,11 @@ func testPlugin(args []string, stdout, stderr io.Writer) int {
 	_, err := plugintest.Run(ctx, o)
 	switch {
 	case errors.Is(err, plugintest.ErrKind):
-		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin test: %v\n", err)
-		return exitUsage
+		return f.fail(exitUsage, "%v", err)
 	case err != nil:
-		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin test: %v\n", err)
-		return exitFailed
+		return f.fail(exitFailed, "%v", err)
+	case show.failed > 0 && f.json:
+		return f.fail(exitFailed, "%s/%s: %d of %d cases failed", o.Kind, o.Name, show.failed, show.all)
 	case show.failed > 0:
 		_, _ = fmt.Fprintf(stderr, "%s/%s: %d of %d cases failed\n", o.Kind, o.Name, show.failed, show.all)
 		return exitFailed
@@ -196,13 +218,11 @@ func verifyPlugin(args []string, stdout, stderr io.Writer) int {
 	}
 	path, err := filepath.Abs(f.file)
 	if err != nil {
-		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin verify: %v\n", err)
-		return exitFailed
+		return f.fail(exitFailed, "%v", err)
 	}
 	found, err := lookAt(path)
 	if err != nil {
-		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin verify: %v\n", err)
-		return exitFailed
+		return f.fail(exitFailed, "%v", err)
 	}
 	found.Kind, found.Name = namedBy(path)
 	found.print(stdout, stderr, f.json)

@@ -38,19 +38,16 @@ func installPlugin(args []string, stdout, stderr io.Writer) int {
 		why = "--config is no JSON"
 	}
 	if why != "" {
-		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin install: %s\n", why)
-		return exitUsage
+		return f.fail(exitUsage, "%s", why)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	done, err := f.install(ctx)
 	if errors.Is(err, plugintest.ErrKind) {
-		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin install: %v\n", err)
-		return exitUsage
+		return f.fail(exitUsage, "%v", err)
 	}
 	if err != nil {
-		_, _ = fmt.Fprintf(stderr, "trunkline-server plugin install: %v; nothing was installed\n", err)
-		return exitFailed
+		return f.fail(exitFailed, "%v; nothing was installed", err)
 	}
 	done.print(stdout, stderr, f.json)
 	if !f.json {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -60,11 +61,20 @@ func (p *program) serve() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeListener(web)) }()
+	s := servers{listener: listener, web: web, lameDuck: cfg.Limits.LameDuck, failed: make(chan error, 2)} // one from each
+	s.health.isNot("starting")
+	s.serveHTTP()
+	httpAddr := "-"
+	if web != nil {
+		httpAddr = web.Addr().String()
+	}
+	defer func() { err = errors.Join(err, s.endHTTP(log)) }()
 
 	var data *datadir.Dir
 	err = untilSignal(ctx, signals, func(ctx context.Context) (err error) {
 		data, err = datadir.Open(ctx, cfg.Data, int(cfg.BrokerID), func(holder string) {
-			log.Warn("waiting for the data directory: another server has it", "data", cfg.Data, "holder", holder)
+			log.Warn("waiting for the data directory: another server has it", "data", cfg.Data, "holder", holder, "http", httpAddr)
+			s.health.isNot(fmt.Sprintf("waiting for the data directory %s: another server has it (%s)", cfg.Data, holder))
 		})
 		return err
 	}, func() error { return data.Close() })
@@ -75,6 +85,7 @@ func (p *program) serve() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, data.Close()) }()
+	s.health.isNot("starting: plugins are started and topics opened")
 	b, err := broker.New(brokerOptions(cfg, data, log))
 	if err != nil {
 		return err
@@ -86,14 +97,14 @@ func (p *program) serve() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
-	clients := conn.NewServer(connOptions(cfg, data, b, log))
-	s := servers{clients: clients, listener: listener, web: web, http: httpd.New(b.Ready), lameDuck: cfg.Limits.LameDuck}
-	s.reload, s.settle = func() { p.reload(&s, b) }, b.EndChanges
-	s.start()
-	httpAddr := "-"
+	options := connOptions(cfg, data, b, log)
 	if web != nil {
-		httpAddr = web.Addr().String()
+		options.Identity.HTTP = httpAddr
 	}
+	s.clients = conn.NewServer(options)
+	s.reload, s.settle = func() { p.reload(&s, b) }, b.EndChanges
+	s.serveClients()
+	s.health.is(b.Ready)
 	_, _ = fmt.Fprintf(p.stderr, "ready client=%s http=%s data=%s\n", listener.Addr(), httpAddr, data.Path)
 	return s.run(signals, hups, log)
 }
@@ -131,6 +142,24 @@ func (p *program) reload(s *servers, b *broker.Broker) {
 		p.log.Info("configuration changed", "key", c.Key, "old", c.Old, "new", c.New)
 	}
 	p.log.Info("configuration reloaded", "file", p.cfg.File, "changes", len(next.Changes))
+	p.tellPlugins(b)
+}
+
+// tellPlugins says which plugins the configuration has otherwise than they are: their processes are replaced one by one,
+// when somebody asks for it, and not by HUP.
+func (p *program) tellPlugins(b *broker.Broker) {
+	named, err := foreign(p.cfg)()
+	if err != nil {
+		p.log.Error("plugins in the configuration cannot be read", "err", err)
+		return
+	}
+	for _, c := range b.PluginChanges(named) {
+		do := "trunkline plugin reload " + c.Kind + "/" + c.Name
+		if c.What == "removed" {
+			do = "restart the server"
+		}
+		p.log.Warn("plugin is not as the configuration has it now: HUP leaves plugins alone", "kind", c.Kind, "name", c.Name, "change", c.What, "do", do)
+	}
 }
 
 // errInterrupted says that a signal came before the broker was up.
@@ -187,12 +216,24 @@ func closeListener(l net.Listener) error {
 	return nil
 }
 
+// health is what /readyz says.
+type health struct{ ready atomic.Pointer[func() error] }
+
+// is has another ask why the server does not serve.
+func (h *health) is(ready func() error) { h.ready.Store(&ready) }
+
+// isNot says why the server does not serve.
+func (h *health) isNot(why string) { h.is(func() error { return errors.New(why) }) }
+
+func (h *health) now() error { return (*h.ready.Load())() }
+
 // servers are what accepts connections.
 type servers struct {
 	clients  *conn.Server
 	listener net.Listener
 	web      net.Listener // nil: no HTTP
 	http     *httpd.Server
+	health   health
 	lameDuck config.LameDuck
 	reload   func() // reads the configuration again
 	settle   func() // ends changes of topics, which clients wait for
@@ -200,17 +241,35 @@ type servers struct {
 	failed   chan error
 }
 
-func (s *servers) start() {
-	s.failed = make(chan error, 2) // one from each
-	s.tasks.Go(func() error { s.failed <- s.clients.Serve(s.listener); return nil })
-	if s.web != nil {
-		s.tasks.Go(func() error { s.failed <- s.http.Serve(s.web); return nil })
+// serveHTTP answers over HTTP from the start, which may have to wait for something: whoever asks is told for what.
+func (s *servers) serveHTTP() {
+	if s.web == nil {
+		return
 	}
+	s.http = httpd.New(s.health.now)
+	s.tasks.Go(func() error { s.failed <- s.http.Serve(s.web); return nil })
+}
+
+// endHTTP ends what serveHTTP began, and waits for all there is; safe to call twice.
+func (s *servers) endHTTP(log *slog.Logger) error {
+	if s.web != nil {
+		quick, done := context.WithTimeout(context.Background(), time.Second)
+		defer done()
+		if err := s.http.Shutdown(quick); err != nil {
+			log.Warn("HTTP connections cut", "err", err)
+		}
+	}
+	return s.tasks.Wait()
+}
+
+func (s *servers) serveClients() {
+	s.tasks.Go(func() error { s.failed <- s.clients.Serve(s.listener); return nil })
 }
 
 // run waits for the end and shuts down: no new connections, queued answers out, then everybody gone.
 func (s *servers) run(signals, hups <-chan os.Signal, log *slog.Logger) error {
 	fault := s.untilTold(signals, hups, log)
+	s.health.isNot("going down")
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	var second errgroup.Group
@@ -227,14 +286,7 @@ func (s *servers) run(signals, hups <-chan os.Signal, log *slog.Logger) error {
 	s.clients.Shutdown(ctx)
 	cancel()
 	_ = second.Wait()
-	if s.web != nil {
-		quick, done := context.WithTimeout(context.Background(), time.Second)
-		defer done()
-		if err := s.http.Shutdown(quick); err != nil {
-			log.Warn("HTTP connections cut", "err", err)
-		}
-	}
-	return errors.Join(fault, s.tasks.Wait())
+	return errors.Join(fault, s.endHTTP(log))
 }
 
 // untilTold serves until a signal or a listener's failure ends it.
@@ -245,6 +297,7 @@ func (s *servers) untilTold(signals, hups <-chan os.Signal, log *slog.Logger) er
 			s.reload()
 		case sig := <-signals:
 			if sig == syscall.SIGUSR2 {
+				s.health.isNot("going down: clients are told to go elsewhere")
 				fault := closeListener(s.listener)
 				s.retire(signals, log)
 				return fault

@@ -162,6 +162,23 @@ func TestPubCommands(t *testing.T) {
 	})
 }
 
+func TestErrorsInJSON(t *testing.T) {
+	damage := func(exit string) string {
+		a, _ := errcode.Corrupt.Advice()
+		return fmt.Sprintf(`{"error":{"code":"CORRUPT","text":"SUB one/0@1: bad","cause":%q,"fix":%q%s}}`+"\n", a.Cause, a.Fix, exit)
+	}
+	late, _ := errcode.Timeout.Advice()
+	runCommands(t, []commandCase{
+		{"of the server", "--json pub one x", "", []string{"> PUB one 1\n> x\n< -ERR TIMEOUT 'late; look'"},
+			outcome{1, "", fmt.Sprintf(`{"error":{"code":"TIMEOUT","text":"late","cause":%q,"fix":"look","retriable":true,"outcome":"unknown","exit":1}}`+"\n", late.Cause)}},
+		{"of the link", "pub one x --json", "", []string{"> PUB one 1\n> x\ncut"},
+			outcome{1, "", `{"error":{"text":"link ended before the answer, outcome unknown: server closed the connection","outcome":"unknown","exit":1}}` + "\n"}},
+		{"over damage", "sub one -c 1 --json", "", []string{stands("one"), follow("one") + "< +OK\n< -ERR ASYNC CORRUPT 'SUB one/0@1: bad'\n" + delivered("one/0@2", "b")},
+			outcome{1, `{"topic":"one","partition":0,"offset":2,"timestamp":"1970-01-01T00:00:00.000Z","key":null,"value":"b","headers":{}}` + "\n",
+				damage("") + "next one/0@3 one/1@4\n" + damage(`,"exit":1`)}},
+	})
+}
+
 func TestReadCommands(t *testing.T) {
 	runCommands(t, []commandCase{
 		{"sub", "sub one@earliest -c 2", "", []string{stands("one@earliest"), follow("one@earliest") + "< +OK\n" + delivered("one/0@0", "a\x00b") + delivered("one/1@0", "") + delivered("one/1@1", "not asked for")},
@@ -323,9 +340,22 @@ func TestWrongUsage(t *testing.T) {
 		"topic create", "topic create one --set x", "topic create one --set x=1 --set x=2", "topic create one --replicas 3",
 		"sub one --group g", "version x", "topic nonsense", "topic ls -s http://x", "topic ls -s a:b:c",
 	} {
-		got := runWith(t, t.Context(), strings.NewReader(""), strings.Fields(args)...)
-		if got.code != 2 || got.out != "" || !strings.HasPrefix(got.err, "trunkline: ") || strings.Count(got.err, "\n") > 4 {
-			t.Errorf("%q: %+v", args, got)
+		for _, json := range []bool{false, true} {
+			prefix, lines, all := "trunkline: ", 4, strings.Fields(args)
+			if json {
+				all = append([]string{"--json"}, all...)
+			}
+			if json || strings.Contains(args, "--json") {
+				prefix, lines = `{"error":{"text":"`, 1
+			}
+			got := runWith(t, t.Context(), strings.NewReader(""), all...)
+			if strings.Contains(got.err, `"code":"BAD_`) {
+				prefix = `{"error":{"code":"BAD_`
+			}
+			if got.code != 2 || got.out != "" || !strings.HasPrefix(got.err, prefix) || strings.Count(got.err, "\n") > lines ||
+				lines == 1 && !strings.HasSuffix(got.err, `,"exit":2}}`+"\n") {
+				t.Errorf("%q: %+v", all, got)
+			}
 		}
 	}
 	address := scripted.Start(t, named)

@@ -73,7 +73,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			"wrong.",
 		Args: argCount(0, 0), DisableFlagsInUseLine: true,
 	}
-	cmd.Flags().StringVar(&d.http, "http", "", "where the server answers HTTP; default is port 8766 of its host; - does not ask")
+	cmd.Flags().StringVar(&d.http, "http", "", "where the server answers HTTP; default is what the server says; - does not ask")
 	cmd.Flags().StringVar(&d.data, "data", "", "the server's data `DIR`, on this machine; default is ./trunkline-data where it exists")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		if d.url, err = a.server.url(a.env); err != nil {
@@ -93,14 +93,20 @@ func (a *app) doctorCommand() *cobra.Command {
 }
 
 func (d *doctor) examine(ctx context.Context) {
-	if c := d.connect(ctx); c != nil {
-		defer c.Close()
-		d.versions(c)
-		d.health(ctx, c.Address())
-		d.plugins(ctx, c)
-		d.topics(ctx, c)
+	c := d.connect(ctx)
+	if c == nil {
+		d.directory(nil)
+		return
 	}
-	d.directory()
+	defer c.Close()
+	d.versions(c)
+	if at := d.httpOf(c); at != "" {
+		d.health(ctx, at)
+	}
+	d.plugins(ctx, c)
+	d.topics(ctx, c)
+	info := c.Info()
+	d.directory(&info)
 }
 
 func (d *doctor) connect(ctx context.Context) *trunkline.Client {
@@ -132,18 +138,35 @@ func (d *doctor) versions(c *trunkline.Client) {
 	}
 }
 
-// httpDefault is the port where a server that is told nothing answers HTTP.
-const httpDefault = "8766"
+// sayHTTP is what to do where the server's HTTP address is not known here.
+const sayHTTP = "say with --http where the server answers HTTP, as its ready line does, or --http - where it does not"
 
-func (d *doctor) health(ctx context.Context, client string) {
-	at := d.http
-	if at == "-" {
-		return
+// httpOf is where the server answers HTTP, seen from here; empty where it cannot be asked, which is said unless it was meant.
+func (d *doctor) httpOf(c *trunkline.Client) string {
+	if d.http == "-" {
+		return ""
 	}
-	if at == "" {
-		host, _, _ := net.SplitHostPort(client) // the client has connected to it
-		at = net.JoinHostPort(host, httpDefault)
+	if d.http != "" {
+		return d.http
 	}
+	info := c.Info()
+	host, port, err := net.SplitHostPort(info.Trunkline.HTTP)
+	if err != nil {
+		d.warn("health", sayHTTP, "not checked: the server names no address for HTTP")
+		return ""
+	}
+	ip, here := net.ParseIP(host), net.ParseIP(info.ClientIP)
+	switch {
+	case ip.IsUnspecified():
+		host, _, _ = net.SplitHostPort(c.Address()) // the client has connected to it
+	case ip.IsLoopback() && !here.IsLoopback() && info.ClientIP != info.Host:
+		d.warn("health", "run doctor on the server's machine, or "+sayHTTP, "not checked: the server answers HTTP to its own machine only, at %s", info.Trunkline.HTTP)
+		return ""
+	}
+	return net.JoinHostPort(host, port)
+}
+
+func (d *doctor) health(ctx context.Context, at string) {
 	ctx, cancel := context.WithTimeout(ctx, doctorPatience)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at+"/readyz", nil)
@@ -153,7 +176,7 @@ func (d *doctor) health(ctx context.Context, client string) {
 	}
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
-		d.warn("health", "say with --http where the server answers HTTP, as its ready line does, or --http - where it does not", "no answer over HTTP: %v", err)
+		d.warn("health", sayHTTP, "no answer over HTTP: %v", err)
 		return
 	}
 	defer answer.Body.Close()
@@ -178,6 +201,9 @@ func (d *doctor) plugins(ctx context.Context, c *trunkline.Client) {
 		name, why := p.Kind+"/"+p.Name, ""
 		if p.LastError != "" {
 			why = "; the last error: " + p.LastError
+		}
+		if p.LastErrorAt != "" {
+			why += " (at " + p.LastErrorAt + ")"
 		}
 		switch {
 		case p.State == "ready" && p.Restarts > 0:
@@ -227,8 +253,8 @@ func (d *doctor) topics(ctx context.Context, c *trunkline.Client) {
 	d.ok("topics", "%d with %d partitions", len(topics), partitions)
 }
 
-// directory looks at the data directory of a server on this machine.
-func (d *doctor) directory() {
+// directory looks at the data directory of a server on this machine: of the one that info is of, or, without it, of any.
+func (d *doctor) directory(info *trunkline.ServerInfo) {
 	path := d.data
 	if path == "" {
 		if _, err := os.Stat(dataDefault); err != nil {
@@ -236,7 +262,8 @@ func (d *doctor) directory() {
 		}
 		path = dataDefault
 	}
-	if _, err := os.Stat(filepath.Join(path, "meta.properties")); err != nil {
+	properties, err := os.ReadFile(filepath.Join(path, "meta.properties"))
+	if err != nil {
 		what := fmt.Sprintf("%s cannot be read: %v", path, err)
 		if errors.Is(err, fs.ErrNotExist) {
 			what = path + " is no data directory: it has no meta.properties"
@@ -244,8 +271,28 @@ func (d *doctor) directory() {
 		d.fail("data", "name the server's data directory with --data; its ready line says which it is", "%s", what)
 		return
 	}
+	if info != nil && !belongs(string(properties), info) {
+		const fix = "name this server's data directory with --data, on its machine"
+		if d.data == "" {
+			d.warn("data", fix, "not checked: ./%s is another server's", path)
+		} else {
+			d.fail("data", fix, "%s is another server's", path)
+		}
+		return
+	}
 	d.room(path)
 	d.holder(path)
+}
+
+// belongs reports whether a data directory with these properties may be the server's.
+func belongs(properties string, info *trunkline.ServerInfo) bool {
+	for row := range strings.Lines(properties) {
+		key, value, _ := strings.Cut(strings.TrimSpace(row), "=")
+		if key == "cluster.id" && value != info.Trunkline.Cluster || key == "broker.id" && value != string(info.Trunkline.Broker) {
+			return false
+		}
+	}
+	return true
 }
 
 // Below these parts of a disk there is little room, and below so many bytes a group of records may not fit.

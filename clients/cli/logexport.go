@@ -69,7 +69,13 @@ func (a *app) exportLog(ctx context.Context, from, to string, compacted bool) er
 	if err != nil {
 		return err
 	}
-	v := d.verifier(gaps, func(f kafkalog.Finding) { a.note("%s", f) })
+	v := d.verifier(gaps, func(f kafkalog.Finding) {
+		if a.json {
+			a.warn(errors.New(f.String()))
+			return
+		}
+		a.note("%s", f)
+	})
 	if err := d.verify(ctx, v, false); err != nil {
 		return err
 	}

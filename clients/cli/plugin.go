@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -142,7 +143,7 @@ func (a *app) describePlugin(ctx context.Context, c *trunkline.Client, args []st
 	for _, row := range [][2]string{
 		{"version", p.Version}, {"protocol", orNothing(int64(p.Protocol), strconv.Itoa(p.Protocol))}, {"state", p.State}, {"since", p.Since},
 		{"pid", orNothing(int64(p.PID), strconv.Itoa(p.PID))}, {"restarts", strconv.Itoa(p.Restarts)}, {"memory", orNothing(p.RSS, address.FormatBytes(p.RSS>>10<<10))},
-		{"last error", p.LastError}, {"file", p.Path}, {"sha256", p.SHA256}, {"interpreter, not verified", p.Interpreter},
+		{"last error", p.LastError}, {"last error at", p.LastErrorAt}, {"file", p.Path}, {"sha256", p.SHA256}, {"interpreter, not verified", p.Interpreter},
 	} {
 		if row[1] != "" {
 			t.row("  "+row[0], row[1])
@@ -166,11 +167,13 @@ func (a *app) byServer(command string) func(*cobra.Command, []string) error {
 				return cmd.Help()
 			}
 		}
+		a.json = a.json || asksJSON(args) // the flags behind the command are the server's to read
+		args = slices.DeleteFunc(args, func(arg string) bool { return arg == "--json" })
 		if len(args) == 0 {
 			return usage("no file is named; use %s", cmd.UseLine())
 		}
-		if a.json { // it stood before the command
-			args = append(args, "--json")
+		if a.json {
+			args = append([]string{"--json"}, args...)
 		}
 		a.started = true
 		program, err := findServer()

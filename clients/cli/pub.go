@@ -442,7 +442,7 @@ func (a *app) reportLines(t *tally, failed error) error {
 		return fmt.Errorf("%w; from there to line %d %d lines are not acknowledged", t.first, t.high, t.failures)
 	}
 	for _, err := range t.refused {
-		a.note("trunkline: %v", err)
+		a.warn(err)
 	}
 	return fmt.Errorf("lines refused: %d", t.failures)
 }

@@ -103,7 +103,7 @@ func (a *app) connectionHooks() trunkline.Hooks {
 		Disconnected: func(d trunkline.Disconnected) {
 			if ours(d.Purpose) {
 				lost.Store(true)
-				fmt.Fprintf(a.streams.err, "trunkline: connection to %s ended: %v; connecting again\n", d.Address, d.Err)
+				a.complain(fmt.Errorf("connection to %s ended: %w; connecting again", d.Address, d.Err), 0)
 			}
 		},
 		Connected: func(c trunkline.Connected) {
@@ -323,7 +323,7 @@ func (p *printer) follow(ctx context.Context, c *trunkline.Client, all []address
 		if last = err; err != nil {
 			switch notice := err.(type) { // bare: the subscription goes on
 			case *trunkline.ServerError, *trunkline.GapError:
-				p.note("trunkline: %v", notice)
+				p.warn(notice)
 				last = nil
 			}
 			if errors.Is(err, trunkline.ErrCorrupt) {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -115,38 +116,98 @@ func run(ctx context.Context, args []string, s streams) int {
 	}
 	if !a.started {
 		err = &usageError{err}
+		a.json = a.json || asksJSON(args) // behind what could not be read
 	}
 	if ctx.Err() != nil {
 		if !errors.Is(err, context.Canceled) && !errors.Is(err, context.Cause(ctx)) { // more than the interruption itself
-			fmt.Fprintf(s.err, "trunkline: interrupted: %v\n", err)
+			a.complain(fmt.Errorf("interrupted: %w", err), exitInterrupted)
 		}
 		return exitInterrupted
 	}
 	code := exitCode(err)
 	if code != exitClosed && code != exitUnhealthy {
-		a.report(err)
+		a.report(err, code)
 	}
 	return code
 }
 
-// report says what went wrong and, of a server's error, how it comes about and what to do.
-func (a *app) report(err error) {
+// asksJSON reports whether a command line that could not be read asks for JSON.
+func asksJSON(args []string) (asked bool) {
+	for _, arg := range args {
+		value, ok := strings.CutPrefix(arg+"=true", "--json=")
+		switch {
+		case arg == "--":
+			return asked
+		case ok:
+			value, _, _ = strings.Cut(value, "=")
+			yes, err := strconv.ParseBool(value)
+			asked = yes || err != nil
+		}
+	}
+	return asked
+}
+
+// failure is an error as --json prints it, under the key error.
+type failure struct {
+	Code      errcode.Code `json:"code,omitempty"` // of the protocol; none where the server has no part in it
+	Text      string       `json:"text"`
+	Cause     string       `json:"cause,omitempty"`
+	Fix       string       `json:"fix,omitempty"`
+	Retriable bool         `json:"retriable,omitempty"`
+	Outcome   string       `json:"outcome,omitempty"` // "unknown": a record may be in the log all the same
+	Exit      int          `json:"exit,omitempty"`    // with which the program ends; none where it goes on
+}
+
+// explain takes an error apart: what happened, how that comes about, and what to do.
+func explain(err error) failure {
+	f := failure{Text: err.Error()}
+	if errors.Is(err, trunkline.ErrOutcomeUnknown) {
+		f.Outcome = "unknown"
+	}
+	if local, ok := errors.AsType[*errcode.Error](err); ok {
+		f.Code, f.Text, f.Fix = local.Code, strings.Replace(f.Text, local.Error(), local.What, 1), local.Hint
+	}
 	server, ok := errors.AsType[*trunkline.ServerError](err)
 	if !ok {
-		fmt.Fprintf(a.streams.err, "%s %v\n", a.paint(a.streams.err, red, "trunkline:"), err)
+		return f
+	}
+	f.Code, f.Text, f.Fix, f.Retriable = server.Code, strings.Replace(f.Text, server.Error(), server.What(), 1), fix(server), server.Retriable()
+	if !errors.Is(err, trunkline.ErrInvalid) && !errors.Is(err, trunkline.ErrExists) { // of those, what happened has said it, of this one case
+		f.Cause = server.Cause()
+	}
+	return f
+}
+
+// report says what the program ends with and, of a server's error, how it comes about and what to do.
+func (a *app) report(err error, exit int) {
+	server, ok := errors.AsType[*trunkline.ServerError](err)
+	if !ok || a.json {
+		a.complain(err, exit)
 		return
 	}
 	said := strings.Replace(err.Error(), server.Text, server.What(), 1) // what to do stands in a line of its own
 	fmt.Fprintf(a.streams.err, "%s %s\n", a.paint(a.streams.err, red, "trunkline:"), said)
-	cause := server.Cause()
-	if errors.Is(err, trunkline.ErrInvalid) || errors.Is(err, trunkline.ErrExists) {
-		cause = "" // what happened has said it, of this one case
-	}
-	for _, row := range [][2]string{{"cause", cause}, {"fix", fix(server)}} {
+	f := explain(err)
+	for _, row := range [][2]string{{"cause", f.Cause}, {"fix", f.Fix}} {
 		if row[1] != "" {
 			fmt.Fprintf(a.streams.err, "%s: %s\n", row[0], row[1])
 		}
 	}
+}
+
+// complain says in a line what went wrong: what the program ends with or, where exit is 0, goes on after.
+func (a *app) complain(err error, exit int) {
+	if !a.json {
+		prefix := "trunkline:"
+		if exit != 0 && exit != exitInterrupted {
+			prefix = a.paint(a.streams.err, red, prefix)
+		}
+		fmt.Fprintf(a.streams.err, "%s %v\n", prefix, err)
+		return
+	}
+	f := explain(err)
+	f.Exit = exit
+	_ = encodeTo(a.streams.err, map[string]failure{"error": f}) // there is nobody to tell
 }
 
 // fix is what to do about a server's error: the server's advice on the one case, or what is known of the code.
@@ -212,7 +273,7 @@ func (a *app) command() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(flagError)
 	a.server.declare(root)
-	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, one object a line for streams")
+	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, one object a line for streams; errors too, on standard error")
 	root.AddCommand(a.topicCommand(), a.pubCommand(), a.subCommand(), a.getCommand(), a.benchCommand(), a.logCommand(),
 		a.contextCommand(), a.pluginCommand(), a.doctorCommand(), a.errorsCommand(), a.completionCommand(), a.versionCommand())
 	return root
@@ -382,8 +443,10 @@ func argCount(low, high int) cobra.PositionalArgs {
 	}
 }
 
-func (a *app) printJSON(v any) error {
-	e := json.NewEncoder(a.out)
+func (a *app) printJSON(v any) error { return encodeTo(a.out, v) }
+
+func encodeTo(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
 }
@@ -392,6 +455,12 @@ func (a *app) printJSON(v any) error {
 func (a *app) note(format string, args ...any) {
 	a.out.Flush() // its error stays in the writer and is reported at the end
 	fmt.Fprintf(a.streams.err, format+"\n", args...)
+}
+
+// warn is complain for what a command goes on after, behind what was printed before.
+func (a *app) warn(err error) {
+	a.out.Flush() // as in note
+	a.complain(err, 0)
 }
 
 // table prints columns for people.

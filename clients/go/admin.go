@@ -231,7 +231,9 @@ type Plugin struct {
 	RSS      int64  `json:"rss"` // bytes
 	// LastError is why the last process ended or did not start; it stays after a good restart.
 	LastError string `json:"last_error,omitempty"`
-	SHA256    string `json:"sha256"`
+	// LastErrorAt says when that was, in RFC 3339.
+	LastErrorAt string `json:"last_error_at,omitempty"`
+	SHA256      string `json:"sha256"`
 	// Shipped is true for a plugin that lives in the server's binary.
 	Shipped bool   `json:"shipped"`
 	Path    string `json:"path,omitempty"`

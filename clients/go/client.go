@@ -53,6 +53,8 @@ type ServerInfo struct {
 	ServerID   string `json:"server_id"`
 	ServerName string `json:"server_name"`
 	Version    string `json:"version"`
+	Host       string `json:"host"`      // of the server, as this client reached it, or as the server advertises it
+	ClientIP   string `json:"client_ip"` // of this client, as the server sees it
 	// MaxPayload bounds a record's value with its header block, in bytes.
 	MaxPayload int  `json:"max_payload"`
 	Headers    bool `json:"headers"`
@@ -61,6 +63,7 @@ type ServerInfo struct {
 		Protocol int             `json:"protocol"`
 		Broker   json.RawMessage `json:"broker"`
 		Cluster  string          `json:"cluster"`
+		HTTP     string          `json:"http"` // HOST:PORT where the server listens for HTTP; empty where it does not, or does not say
 	} `json:"trunkline"`
 }
 

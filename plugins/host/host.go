@@ -152,10 +152,16 @@ type Status struct {
 	RSS        int64     // memory of the process, in bytes; 0 when no process runs
 	Restarts   int       // starts after the first
 	LastError  string    // why the last instance ended or did not start, or what the running one did wrong; kept after a good restart
+	ErrorAt    time.Time // when LastError happened; zero where there is none
 	Version    string    // what the running plugin says of itself; empty when it says nothing
 	Protocol   int       // version of the plugin protocol that is spoken; 0 before the first handshake
 	// Path and SHA256 are of the executable that was started last; empty for what lives in the host's own binary.
 	Path, SHA256 string
 	// Interpreter is the program that runs a script; nobody checked that one. Empty: there is none.
 	Interpreter string
+}
+
+// blame notes an error of now.
+func (st *Status) blame(err error) {
+	st.LastError, st.ErrorAt = clean(err.Error(), lineBytesMax), time.Now()
 }

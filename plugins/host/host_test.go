@@ -168,7 +168,7 @@ func TestKilledPluginIsBack(t *testing.T) {
 	if !errors.Is(r.lastDown(), ErrExited) || !strings.Contains(r.lastDown().Error(), "killed") {
 		t.Errorf("the end was told as %v", r.lastDown())
 	}
-	if st := r.Status(); st.Restarts != 1 || st.PID != second.PID() || !strings.Contains(st.LastError, "killed") {
+	if st := r.Status(); st.Restarts != 1 || st.PID != second.PID() || !strings.Contains(st.LastError, "killed") || st.ErrorAt.IsZero() || st.ErrorAt.After(st.Since) {
 		t.Errorf("status %+v", st)
 	}
 	_, err := partitionerrpc.NewClient(first.Conn()).Plan(t.Context(), partitioner.PlanRequest{Topic: "t", Partitions: 1})

@@ -105,7 +105,10 @@ func (s *Supervisor) Start(ctx context.Context) error {
 	if err := s.bringUp(ctx); err != nil {
 		s.starter.stop()
 		close(s.over)
-		s.update(func(st *Status) { st.State, st.PID, st.LastError = StateStopped, 0, clean(err.Error(), lineBytesMax) })
+		s.update(func(st *Status) {
+			st.State, st.PID = StateStopped, 0
+			st.blame(err)
+		})
 		return err
 	}
 	return nil
@@ -297,7 +300,7 @@ func (s *Supervisor) overlap(ctx context.Context) error {
 	if err != nil {
 		s.second = !s.second
 		s.log.Warn("plugin is not replaced; the one before goes on", "kind", s.spec.Kind, "name", s.spec.Name, "err", err)
-		s.update(func(st *Status) { st.LastError = clean(err.Error(), lineBytesMax) })
+		s.update(func(st *Status) { st.blame(err) })
 		return err
 	}
 	old := s.inst
@@ -323,7 +326,8 @@ func (s *Supervisor) note(err error) {
 	s.log.Warn("plugin is down", "kind", s.spec.Kind, "name", s.spec.Name, "err", err)
 	s.crashes = append(s.crashes, time.Now())
 	s.update(func(st *Status) {
-		st.State, st.PID, st.LastError = StateRestarting, 0, clean(err.Error(), lineBytesMax)
+		st.State, st.PID = StateRestarting, 0
+		st.blame(err)
 	})
 }
 
@@ -334,7 +338,7 @@ const blameEvery = time.Minute
 // called at any time.
 func (s *Supervisor) Blame(err error) {
 	s.mu.Lock()
-	s.status.LastError = clean(err.Error(), lineBytesMax)
+	s.status.blame(err)
 	now := time.Now()
 	tell := now.Sub(s.blamed) >= blameEvery
 	if tell {

@@ -150,6 +150,35 @@ func (p Position) String() string {
 	return ""
 }
 
+// The years within which a number that is no offset is taken for a time.
+const (
+	yearMin = 2001
+	yearMax = 2100
+)
+
+// meant is the time that an offset beyond a log stands for, if it is one of these years counted in seconds, milliseconds,
+// microseconds or nanoseconds since the Unix epoch.
+func (p Position) meant() (Position, bool) {
+	for _, unit := range []time.Duration{time.Second, time.Millisecond, time.Microsecond, time.Nanosecond} {
+		perSecond := int64(time.Second / unit)
+		at := time.Unix(p.N/perSecond, p.N%perSecond*int64(unit)).UTC()
+		if p.Kind == Offset && at.Year() >= yearMin && at.Year() < yearMax {
+			return Position{Kind: Time, N: at.UnixMilli()}, true
+		}
+	}
+	return Position{}, false
+}
+
+// OutOfRange is the error for an offset that is not in [start, end] of what name stands for. Where it is probably a time, it
+// says how that is written.
+func (p Position) OutOfRange(name string, start, end record.Offset) *errcode.Error {
+	hint := "read from one of these, or from @earliest or @latest"
+	if at, ok := p.meant(); ok && p.N > int64(end) {
+		hint += fmt.Sprintf(" (if you mean a time, write it as %s)", at)
+	}
+	return errcode.New(errcode.OffsetOutOfRange, fmt.Sprintf("%s holds offsets %d to %d, not %d", name, start, end, p.N), hint)
+}
+
 // AppendAddress appends the full address of a record: "orders/2@17".
 func AppendAddress(dst []byte, topic string, p partition.ID, off record.Offset) []byte {
 	dst = append(dst, topic...)

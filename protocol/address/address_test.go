@@ -160,3 +160,38 @@ func BenchmarkParse(b *testing.B) {
 		}
 	}
 }
+
+func TestOffsetsThatAreTimesAreToldHowThoseAreWritten(t *testing.T) {
+	const ranges = "t/0 holds offsets 3 to 7, not "
+	const hint = "; read from one of these, or from @earliest or @latest"
+	for field, want := range map[string]string{
+		"t@8":                   hint,
+		"t@2":                   hint,
+		"t@1764000000":          hint + " (if you mean a time, write it as @2025-11-24T16:00:00.000Z)",
+		"t@1764000000123":       hint + " (if you mean a time, write it as @2025-11-24T16:00:00.123Z)",
+		"t@1764000000123456":    hint + " (if you mean a time, write it as @2025-11-24T16:00:00.123Z)",
+		"t@1764000000123456789": hint + " (if you mean a time, write it as @2025-11-24T16:00:00.123Z)",
+		"t@978307199":           hint, // the last second before the first of these years
+		"t@978307200":           hint + " (if you mean a time, write it as @2001-01-01T00:00:00.000Z)",
+		"t@4102444800":          hint,
+		"t@9223372036854775807": hint,
+	} {
+		a, err := Parse([]byte(field))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := a.Position.OutOfRange("t/0", 3, 7)
+		if got, want := e.Text(), ranges+field[2:]+want; got != want || e.Code != errcode.OffsetOutOfRange {
+			t.Errorf("%s: %q, want %q", field, got, want)
+		}
+		at, ok := strings.CutSuffix(want, ")")
+		if _, at, _ := strings.Cut(at, "as @"); ok {
+			if again, err := Parse([]byte("t@" + at)); err != nil || again.Position.Kind != Time {
+				t.Errorf("what is advised is no time: %v", err)
+			}
+		}
+	}
+	if got := (Position{Kind: Offset, N: 1764000000123}).OutOfRange("t/0", 1764000000124, 1764000000125).Hint; strings.Contains(got, "time") {
+		t.Errorf("of an offset below the log's start: %q", got)
+	}
+}

@@ -95,8 +95,7 @@ func (l *log) seek(pos address.Position, none address.PositionKind, now int64) (
 		if o := record.Offset(pos.N); o >= l.start && o <= l.next {
 			return o, nil
 		}
-		return 0, errcode.New(errcode.OffsetOutOfRange, fmt.Sprintf("%s holds offsets %d to %d, not %d", l, l.start, l.next, pos.N),
-			"read from one of these, or from @earliest or @latest")
+		return 0, pos.OutOfRange(l.String(), l.start, l.next)
 	}
 	ms := pos.N
 	if pos.Kind == address.Ago {

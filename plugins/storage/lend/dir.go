@@ -334,8 +334,8 @@ func (d *Dir) takesRecords() error {
 	return nil
 }
 
-// Healthy says why the directory takes no appends, nil when it does.
-func (d *Dir) Healthy() error { return d.fenceErr() }
+// Healthy says why the directory takes no appends, nil when it does: ErrFenced or a *FullError.
+func (d *Dir) Healthy() error { return d.takesRecords() }
 
 func (d *Dir) fenceErr() error {
 	d.mu.Lock()

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,8 +58,9 @@ func Shipped(kind string) []string {
 type foreigners struct {
 	read func() (Foreign, error) // nil: there are none
 
-	mu  sync.Mutex
-	now Foreign
+	mu   sync.Mutex
+	now  Foreign
+	used map[[2]string]ForeignPlugin // by kind and name: as each was when a process was last made
 }
 
 // refresh reads the configuration again. On error everything stays as it was.
@@ -102,7 +105,50 @@ func (f *foreigners) open(kind, name string) (*host.Executable, error) {
 		return nil, errors.Join(err, exe.Close())
 	}
 	exe.Config = p.Config
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.used == nil {
+		f.used = make(map[[2]string]ForeignPlugin)
+	}
+	f.used[[2]string{kind, name}] = p
 	return exe, nil
+}
+
+// PluginChange is a plugin of a third party of which a configuration says something else than what the broker goes by.
+type PluginChange struct {
+	Kind, Name string
+	What       string // "added", "changed" or "removed"
+}
+
+// PluginChanges tells, by kind and name, how a configuration differs from what the broker goes by until ReloadPlugin.
+func (b *Broker) PluginChanges(next Foreign) []PluginChange {
+	f := &b.foreign
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []PluginChange
+	for kind, named := range next.Named {
+		for name, p := range named {
+			now, known := f.now.Named[kind][name]
+			if used, ok := f.used[[2]string{kind, name}]; ok {
+				now = used
+			}
+			switch {
+			case !known:
+				all = append(all, PluginChange{kind, name, "added"})
+			case !slices.Equal(now.SHA256, p.SHA256) || !bytes.Equal(now.Config, p.Config):
+				all = append(all, PluginChange{kind, name, "changed"})
+			}
+		}
+	}
+	for kind, named := range f.now.Named {
+		for name := range named {
+			if _, ok := next.Named[kind][name]; !ok {
+				all = append(all, PluginChange{kind, name, "removed"})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b PluginChange) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name)) })
+	return all
 }
 
 // available are the names of the plugins of a kind that may be started, in order.

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -306,14 +308,14 @@ func (s *stores) engine(name string) (engine, bool) {
 	return one.engine.now()
 }
 
-// engines are those of the stores that have been up.
-func (s *stores) engines() []engine {
+// engines are those of the stores that have been up, by name.
+func (s *stores) engines() map[string]engine {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var all []engine
-	for _, one := range s.all {
+	all := make(map[string]engine, len(s.all))
+	for name, one := range s.all {
 		if e, ok := one.engine.now(); ok {
-			all = append(all, e)
+			all[name] = e
 		}
 	}
 	return all
@@ -328,11 +330,17 @@ func (s *stores) close() error {
 	return errors.Join(errs...)
 }
 
-// healthy is the first complaint of a store.
+// healthy is the complaint of the first store that takes no records.
 func (s *stores) healthy() error {
-	for _, e := range s.engines() {
-		if err := e.Healthy(); err != nil {
-			return err
+	all := s.engines()
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		err := all[name].Healthy()
+		var full *lend.FullError
+		switch {
+		case errors.As(err, &full):
+			return fmt.Errorf("%s: the disk of the store %s is full: publishing is refused until there is room, reading goes on (%w)", errcode.StorageFull, name, full.Err)
+		case err != nil:
+			return fmt.Errorf("%s: the store %s takes no records: %w", errcode.StorageUnavailable, name, err)
 		}
 	}
 	return nil

@@ -54,6 +54,7 @@ type Identity struct {
 	Cluster   string
 	Broker    int
 	Advertise string // HOST:PORT, or empty for the address the client reached
+	HTTP      string // HOST:PORT where HTTP is answered, or empty
 }
 
 // Server accepts connections until it is shut down.

@@ -47,6 +47,7 @@ type infoTrunkline struct {
 	Protocol int    `json:"protocol"`
 	Broker   int    `json:"broker"`
 	Cluster  string `json:"cluster"`
+	HTTP     string `json:"http,omitempty"` // where it listens for HTTP
 }
 
 // occasion is why INFO is sent.
@@ -72,7 +73,7 @@ func (c *conn) appendInfoOf(dst []byte, why occasion) []byte {
 		ServerID: id.ServerID, ServerName: id.Name, Version: natsLevel, Proto: 1, Go: runtime.Version(),
 		Host: host, Port: number, Headers: true, MaxPayload: c.srv.opt.Limits.Payload, ClientID: c.id, ClientIP: peer,
 		URLs: urls, Connected: why == connected, LameDuck: why == leaving,
-		Trunkline: infoTrunkline{Version: id.Version, Protocol: Protocol, Broker: id.Broker, Cluster: id.Cluster},
+		Trunkline: infoTrunkline{Version: id.Version, Protocol: Protocol, Broker: id.Broker, Cluster: id.Cluster, HTTP: id.HTTP},
 	})
 	dst = append(dst, "INFO "...)
 	dst = append(dst, text...)

@@ -42,7 +42,7 @@ func (c *conn) get(cmd *line.Command) (next string, _ *errcode.Error) {
 	if topic == nil {
 		return "", errUnknownTopic(addr.Topic)
 	}
-	cursors, err := c.cursors(topic, &addr, address.Earliest, c.pub.now)
+	cursors, err := c.cursors(topic, &addr)
 	if err != nil {
 		return "", err
 	}
@@ -111,24 +111,28 @@ func (c *conn) readAddress(field []byte) (address.Address, *errcode.Error) {
 }
 
 // cursors returns one cursor for each partition the address means, in ascending order.
-func (c *conn) cursors(t *broker.Topic, addr *address.Address, none address.PositionKind, nowMS int64) ([]cursor.Cursor, *errcode.Error) {
-	first, last := addr.Partition, addr.Partition
-	if addr.Partition == partition.None {
-		first, last = 0, partition.ID(t.Meta.Partitions-1)
-	}
+func (c *conn) cursors(t *broker.Topic, addr *address.Address) ([]cursor.Cursor, *errcode.Error) {
 	var all []cursor.Cursor
-	for id := first; id <= last; id++ {
-		p, err := t.Partition(id)
+	for first, last := meant(t, addr); first <= last; first++ {
+		p, err := t.Partition(first)
 		if err != nil {
 			return nil, err
 		}
-		off, err := cursor.Seek(c.ctx, p, addr.Position, none, nowMS)
+		off, err := cursor.Seek(c.ctx, p, addr.Position, address.Earliest, c.pub.now)
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, cursor.New(p, off))
 	}
 	return all, nil
+}
+
+// meant are the partitions of t that an address means: first to last.
+func meant(t *broker.Topic, addr *address.Address) (first, last partition.ID) {
+	if addr.Partition != partition.None {
+		return addr.Partition, addr.Partition
+	}
+	return 0, partition.ID(t.Meta.Partitions - 1)
 }
 
 // deliverSome sends up to count records that are visible now.

@@ -21,6 +21,7 @@ type pluginJSON struct {
 	Restarts    int    `json:"restarts"`
 	RSS         int64  `json:"rss"`
 	LastError   string `json:"last_error,omitempty"`
+	LastErrorAt string `json:"last_error_at,omitempty"`
 	SHA256      string `json:"sha256"`
 	Shipped     bool   `json:"shipped"`
 	Path        string `json:"path,omitempty"`
@@ -66,7 +67,10 @@ func showPlugin(p broker.Plugin) pluginJSON {
 		RSS: p.RSS, LastError: p.LastError, SHA256: p.SHA256, Shipped: p.Shipped, Path: p.Path, Interpreter: p.Interpreter,
 	}
 	if !p.Since.IsZero() {
-		j.Since = p.Since.UTC().Format("2006-01-02T15:04:05.000Z07:00")
+		j.Since = timeText(p.Since.UnixMilli())
+	}
+	if !p.ErrorAt.IsZero() {
+		j.LastErrorAt = timeText(p.ErrorAt.UnixMilli())
 	}
 	return j
 }

@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -62,7 +63,25 @@ type feed struct {
 	spans  int  // in hidden
 	behind bool // too many: the connection reads no more commands until the feed has passed some
 
-	falls map[partition.ID]uint64 // of each partition, as far as hidden knows of them; of the feed's goroutine
+	// Of the feed's goroutine.
+	reach *reach                  // nil: not looked up yet
+	falls map[partition.ID]uint64 // of each partition, as far as hidden knows of them
+}
+
+// reach is what a subscription reads of a topic, from where on.
+type reach struct {
+	pos     address.Position
+	nowMS   int64 // when it was asked for
+	cursors []cursor.Cursor
+	away    []absent
+	why     *errcode.Error // of the first that is away
+}
+
+// absent is a partition that cannot be read, and is read when it can be, from where it would have been.
+type absent struct {
+	id    partition.ID
+	end   record.Offset // where it ended when it was asked for; -1: it was not open, so that nothing was written since
+	falls uint64        // of it, then
 }
 
 // handleSub starts a subscription. Topics that exist are read from now on, or from the address's position; those that
@@ -111,14 +130,19 @@ func (c *conn) subscribe(sub *subscription) *errcode.Error {
 		return nil
 	}
 	feeds := make([]*feed, len(topics))
-	cursors := make([][]cursor.Cursor, len(topics))
 	faults := make([]*errcode.Error, len(topics))
 	for i, t := range topics {
-		cursors[i], faults[i] = c.cursors(t, &sub.addr, address.Latest, c.pub.now)
-		if faults[i] != nil && !address.HasWildcard(sub.addr.Topic) {
-			return faults[i]
+		reach, err := sub.lookUp(t, address.Latest, c.pub.now)
+		if !address.HasWildcard(sub.addr.Topic) {
+			if err == nil {
+				err = reach.why
+			}
+			if err != nil {
+				return err
+			}
 		}
-		feeds[i] = sub.newFeed(t)
+		faults[i], feeds[i] = err, sub.newFeed(t)
+		feeds[i].reach = reach
 		sub.feeds[t.Meta.Name] = feeds[i]
 	}
 	c.subs.put(sub)
@@ -138,7 +162,7 @@ func (c *conn) subscribe(sub *subscription) *errcode.Error {
 			sub.endFeed(f)
 			continue
 		}
-		sub.start(f, nil, cursors[i])
+		sub.start(f, nil)
 	}
 	return nil
 }
@@ -351,12 +375,12 @@ func (s *subscription) appear(t *broker.Topic) {
 	f := s.newFeed(t)
 	s.feeds[t.Meta.Name] = f
 	s.mu.Unlock()
-	s.start(f, before, nil)
+	s.start(f, before)
 }
 
-// start runs a feed, after the one before it: of a topic of the same name that is gone. Without cursors it begins at the
-// first record, or at the address's position.
-func (s *subscription) start(f, before *feed, cursors []cursor.Cursor) {
+// start runs a feed, after the one before it: of a topic of the same name that is gone. Where it was not looked up yet, it
+// begins at the first record, or at the address's position.
+func (s *subscription) start(f, before *feed) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over {
@@ -372,7 +396,7 @@ func (s *subscription) start(f, before *feed, cursors []cursor.Cursor) {
 				return
 			}
 		}
-		s.run(f, cursors)
+		s.run(f)
 	})
 }
 
@@ -385,36 +409,122 @@ func (s *subscription) endFeed(f *feed) {
 }
 
 // run delivers a topic until it is gone, or the subscription ends.
-func (s *subscription) run(f *feed, cursors []cursor.Cursor) {
+func (s *subscription) run(f *feed) {
 	topic := f.topic
-	if cursors == nil {
+	if f.reach == nil {
 		var err *errcode.Error
-		if cursors, err = s.conn.cursors(topic, &s.addr, address.Earliest, time.Now().UnixMilli()); err != nil {
+		if f.reach, err = s.lookUp(topic, address.Earliest, time.Now().UnixMilli()); err != nil {
 			s.async(err)
 			return
 		}
 	}
-	if s.follow(f, cursors) && !s.f.opt.nats {
+	if f.reach.why != nil {
+		s.async(f.reach.fault())
+	}
+	if s.follow(f) && !s.f.opt.nats {
 		s.async(errcode.New(errcode.TopicDeleted, fmt.Sprintf("topic %s was deleted", topic.Meta.Name), "the subscription waits for it to come back"))
 	}
 }
 
-// follow delivers from the cursors until the topic is gone (true) or the subscription ended (false). Partitions that the
-// topic grows by are read from their first record.
-func (s *subscription) follow(f *feed, cursors []cursor.Cursor) bool {
-	topic := f.topic
-	wake := make(chan struct{}, 1) // one element: something may have come
-	for i := range cursors {
-		cursors[i].Partition().Watch(wake)
+// lookUp finds where the subscription reads a topic from; none is the position where the address has none. An error is
+// one that trying again does not mend.
+func (s *subscription) lookUp(t *broker.Topic, none address.PositionKind, nowMS int64) (*reach, *errcode.Error) {
+	r := &reach{pos: s.addr.Position, nowMS: nowMS}
+	if r.pos.Kind == address.None {
+		r.pos.Kind = none
 	}
-	defer func() {
-		for i := range cursors {
-			cursors[i].Partition().Unwatch(wake)
+	for id, last := meant(t, &s.addr); id <= last; id++ {
+		a := absent{id: id, end: -1}
+		p, err := t.Partition(id)
+		if err == nil {
+			a.end, a.falls = p.HighWatermark(), p.Falls()
+			err = r.take(s.conn.ctx, p, a)
 		}
-	}()
+		switch {
+		case err == nil:
+		case !err.Code.Retriable():
+			return nil, err
+		default:
+			r.away = append(r.away, a)
+			if r.why == nil {
+				r.why = err
+			}
+		}
+	}
+	return r, nil
+}
+
+// take adds a cursor of a partition, which stands where the position was when it was asked for.
+func (r *reach) take(ctx context.Context, p *part.Partition, a absent) *errcode.Error {
+	end := a.end
+	if end < 0 {
+		end = p.Opened()
+	}
+	if fell, ok := p.FellSince(a.falls); ok {
+		end = min(end, fell)
+	}
+	off, err := cursor.SeekBelow(ctx, p, r.pos, end, r.nowMS)
+	if err == nil {
+		r.cursors = append(r.cursors, cursor.New(p, off))
+	}
+	return err
+}
+
+// fault is what is told of the partitions that are away.
+func (r *reach) fault() *errcode.Error {
+	what := r.why.What
+	if more := len(r.away) - 1; more > 0 {
+		what = fmt.Sprintf("%s (and %d more of its topic)", what, more)
+	}
+	return errcode.Wrap(r.why.Code, r.why.Err, what, "the subscription takes it up when it is served again")
+}
+
+// takeUp adds the partitions that were away and can be read now.
+func (s *subscription) takeUp(r *reach, topic *broker.Topic, wake chan struct{}) {
+	still := r.away[:0]
+	for _, a := range r.away {
+		p, err := topic.Partition(a.id)
+		if err == nil {
+			p.Watch(wake) // first, so that nothing is missed
+			err = r.take(s.conn.ctx, p, a)
+		}
+		switch {
+		case err == nil:
+		case err.Code.Retriable():
+			still = append(still, a)
+		default:
+			p.Unwatch(wake)
+			s.async(err)
+		}
+	}
+	r.away = still
+}
+
+// unwatch ends what wakes a feed.
+func (r *reach) unwatch(topic *broker.Topic, wake chan struct{}) {
+	for i := range r.cursors {
+		r.cursors[i].Partition().Unwatch(wake)
+	}
+	for _, a := range r.away {
+		if p, err := topic.Partition(a.id); err == nil {
+			p.Unwatch(wake)
+		}
+	}
+}
+
+// follow delivers from the cursors until the topic is gone (true) or the subscription ended (false). Partitions that
+// could not be read join in when they can be; those that the topic grows by are read from their first record.
+func (s *subscription) follow(f *feed) bool {
+	topic, r := f.topic, f.reach
+	wake := make(chan struct{}, 1) // one element: something may have come
+	for i := range r.cursors {
+		r.cursors[i].Partition().Watch(wake)
+	}
+	defer func() { r.unwatch(topic, wake) }()
 	for {
-		for i := range cursors {
-			if !s.drain(f, &cursors[i]) {
+		s.takeUp(r, topic, wake)
+		for i := range r.cursors {
+			if !s.drain(f, &r.cursors[i]) {
 				return false
 			}
 		}
@@ -422,7 +532,7 @@ func (s *subscription) follow(f *feed, cursors []cursor.Cursor) bool {
 		case <-wake:
 		case <-topic.Altered():
 			grown := topic.Current()
-			cursors = s.grow(cursors, topic, grown, wake)
+			r.cursors = s.grow(r.cursors, topic, grown, wake)
 			topic = grown
 		case <-topic.Gone():
 			return true

@@ -156,12 +156,17 @@ func (c *Cursor) Skip(ctx context.Context) {
 
 // Seek resolves a position in a partition; none stands for the position to use where none is given.
 func Seek(ctx context.Context, p *partition.Partition, pos address.Position, none address.PositionKind, nowMS int64) (record.Offset, *errcode.Error) {
-	stats, end := p.Log().Stats(), p.HighWatermark()
-	if stats.Down != nil {
-		return 0, errcode.Wrap(errcode.StorageUnavailable, stats.Down, fmt.Sprintf("%s cannot be read now", p.Address()), "try again")
-	}
 	if pos.Kind == address.None {
 		pos.Kind = none
+	}
+	return SeekBelow(ctx, p, pos, p.HighWatermark(), nowMS)
+}
+
+// SeekBelow resolves a position as it was when the partition ended at end.
+func SeekBelow(ctx context.Context, p *partition.Partition, pos address.Position, end record.Offset, nowMS int64) (record.Offset, *errcode.Error) {
+	stats := p.Log().Stats()
+	if stats.Down != nil {
+		return 0, errcode.Wrap(errcode.StorageUnavailable, stats.Down, fmt.Sprintf("%s cannot be read now", p.Address()), "try again")
 	}
 	switch pos.Kind {
 	case address.Earliest:
@@ -174,8 +179,7 @@ func Seek(ctx context.Context, p *partition.Partition, pos address.Position, non
 		if off := record.Offset(pos.N); off >= stats.LogStart && off <= end {
 			return off, nil
 		}
-		return 0, errcode.New(errcode.OffsetOutOfRange, fmt.Sprintf("%s holds offsets %d to %d, not %d", p.Address(), stats.LogStart, end, pos.N),
-			"read from one of these, or from @earliest or @latest")
+		return 0, pos.OutOfRange(p.Address(), stats.LogStart, end)
 	case address.Ago:
 		return seekTime(ctx, p, nowMS-pos.Ago.Milliseconds(), end)
 	default:

@@ -61,10 +61,34 @@ func explain(path string, err error) error {
 	switch {
 	case errors.Is(err, syscall.EROFS), errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("data directory %s cannot be written (%w): choose another with --data, or mount it writable", path, err)
-	case errors.Is(err, syscall.ENOTDIR):
-		return fmt.Errorf("data directory %s is in the way of a file (%w): choose another with --data", path, err)
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, os.ErrExist):
+		if file, kind := inTheWay(path); file == path {
+			return fmt.Errorf("data: %s is %s; name a directory with --data", path, kind)
+		} else if file != "" {
+			return fmt.Errorf("data: %s is %s, so that %s cannot be a directory; name another with --data", file, kind, path)
+		}
 	}
 	return fmt.Errorf("data directory %s: %w", path, err)
+}
+
+// inTheWay finds what keeps path from being a directory: path itself or what it would lie in.
+func inTheWay(path string) (file, kind string) {
+	for ; ; path = filepath.Dir(path) {
+		info, err := os.Stat(path)
+		link, linkErr := os.Lstat(path)
+		switch {
+		case err == nil && info.IsDir():
+			return "", ""
+		case err == nil && info.Mode().IsRegular():
+			return path, "a file"
+		case err == nil:
+			return path, "no directory"
+		case linkErr == nil && link.Mode()&os.ModeSymlink != 0:
+			return path, "a symbolic link that leads nowhere"
+		case path == filepath.Dir(path):
+			return "", ""
+		}
+	}
 }
 
 // acquire locks the file at path. The file is never unlinked; the inode is checked after locking, because somebody else

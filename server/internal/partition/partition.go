@@ -38,6 +38,7 @@ type Partition struct {
 	Name storage.Partition
 	opt  Options
 	log  Log
+	open record.Offset // where the log ended when it was opened
 
 	hw  atomic.Int64 // end of what readers may see; changed with falls.mu held
 	set atomic.Pointer[Settings]
@@ -58,9 +59,9 @@ type Partition struct {
 
 // Open returns a running partition on l.
 func Open(name storage.Partition, l Log, o Options) *Partition {
-	p := &Partition{Name: name, opt: o, log: l, room: make(chan struct{})}
+	p := &Partition{Name: name, opt: o, log: l, open: l.Stats().Confirmed, room: make(chan struct{})}
 	p.work = sync.NewCond(&p.mu)
-	p.hw.Store(int64(l.Stats().Confirmed))
+	p.hw.Store(int64(p.open))
 	p.set.Store(&o.Set)
 	p.writer.Go(p.commitAll)
 	return p
@@ -68,6 +69,9 @@ func Open(name storage.Partition, l Log, o Options) *Partition {
 
 // HighWatermark is the end of what readers may see. It falls only when Falls grows.
 func (p *Partition) HighWatermark() record.Offset { return record.Offset(p.hw.Load()) }
+
+// Opened is where the partition ended when it was opened: whoever waited for that has missed nothing below.
+func (p *Partition) Opened() record.Offset { return p.open }
 
 // durability is what an acknowledgement claims of everything below end: what the store makes of a sync, or, where the log
 // was not synced so far, that the record is in the page cache. The log says so, not the setting, which may have changed.

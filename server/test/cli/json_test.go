@@ -66,6 +66,12 @@ func jsonCases() []jsonCase {
 // noJSON are the commands that print something else.
 func noJSON() []string { return []string{"completion"} }
 
+// failures are command lines that fail in different ways; what they say on standard error is one shape, "error".
+func failures() []string {
+	return []string{"topic info nosuch", "topic create t", "topic nosuch", "pub t/7 x", "get t/0@99 --nosuch", `pub "t@1" x`, "topic ls -s 127.0.0.1:1", `topic ls -s "$DENYING"`,
+		"errors NOSUCH", "log verify nowhere", "context show nosuch", "plugin verify nowhere", "plugin install nowhere --dir mine", "plugin test nowhere", "sub nosuch.*@earliest --exit"}
+}
+
 // TestJSONKeepsItsKeys runs every command with --json.
 func TestJSONKeepsItsKeys(t *testing.T) {
 	t.Parallel()
@@ -73,6 +79,7 @@ func TestJSONKeepsItsKeys(t *testing.T) {
 	console := harness.NewConsole(t, s.Client)
 	console.Set("DATA", s.Data)
 	console.Run(t, `printf '#!/bin/sh\nexec trunkline-server plugin partitioner murmur2\n' > trunkline-plugin-partitioner-murmur2; mkdir -m 755 mine; printf '#!/bin/sh\n' > mine/trunkline-plugin-partitioner-mine; chmod 755 mine/*`)
+	console.Set("DENYING", denying(t))
 	left := commands(t, console)
 	shapes := map[string]shape{}
 	for _, c := range jsonCases() {
@@ -82,9 +89,24 @@ func TestJSONKeepsItsKeys(t *testing.T) {
 			said, _ := console.Run(t, "cat said")
 			t.Fatalf("trunkline %s printed %q, %v\n%s", c.typed, out, err, said)
 		}
-		maps.DeleteFunc(found, func(path string, _ []string) bool { return strings.HasSuffix(path, "last_error") }) // of a plugin that was restarted: on a slow machine
+		maps.DeleteFunc(found, func(path string, _ []string) bool { return strings.Contains(path, "last_error") }) // of a plugin that was restarted: on a slow machine
 		shapes[c.command] = found
 		left = slices.DeleteFunc(left, func(name string) bool { return name == c.command })
+	}
+	console.Run(t, "trunkline topic create t")
+	shapes["error"] = shape{}
+	for _, typed := range failures() {
+		out, code := console.Run(t, "trunkline --json "+typed+" 2>&1 >printed")
+		found, err := shapeOf(out)
+		if err != nil || len(found) == 0 || code == "0" || strings.Count(out, "\n") != 1 || !strings.Contains(out, `"exit":`+code+"}}") {
+			t.Errorf("trunkline %s ends with %s and says %q, %v", typed, code, out, err)
+		}
+		for path, kinds := range found {
+			shapes["error"][path] = kinds
+		}
+		if printed, _ := console.Run(t, "cat printed"); printed != "" {
+			t.Errorf("trunkline %s prints %q", typed, printed)
+		}
 	}
 	if !slices.Equal(left, noJSON()) {
 		t.Errorf("commands that are not looked at: %q; write into jsonCases what they print", left)

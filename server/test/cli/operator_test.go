@@ -1,9 +1,12 @@
 package cli
 
 import (
-	"bytes"
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -113,11 +116,17 @@ func TestLogsAreJSONWithStableKeys(t *testing.T) {
 	}
 }
 
-// TestSecondServerSaysAtOnceWhatItWaitsFor does not wait for its end.
-func TestSecondServerSaysAtOnceWhatItWaitsFor(t *testing.T) {
+// TestSecondServerSaysWhatItWaitsFor, in its log at once and to whoever asks over HTTP. It does not wait for its end, and begins
+// anew where the second server has given up before it was asked.
+func TestSecondServerSaysWhatItWaitsFor(t *testing.T) {
 	t.Parallel()
 	s := harness.Start(t)
-	second := exec.CommandContext(t.Context(), harness.Binary("trunkline-server"), "--data", s.Data, "--listen", "127.0.0.1:0", "--http", "-")
+	harness.Eventually(t, "the second server is asked while it waits", func() bool { return askedWhileItWaits(t, s) })
+}
+
+func askedWhileItWaits(t *testing.T, s *harness.Server) bool {
+	t.Helper()
+	second := exec.CommandContext(t.Context(), harness.Binary("trunkline-server"), "--data", s.Data, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
 	out, err := second.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -125,16 +134,61 @@ func TestSecondServerSaysAtOnceWhatItWaitsFor(t *testing.T) {
 	if err := second.Start(); err != nil {
 		t.Fatal(err)
 	}
-	said := make([]byte, 4096)
-	n, err := out.Read(said)
-	if err != nil || !bytes.Contains(said[:n], []byte("waiting for the data directory")) || !bytes.Contains(said[:n], fmt.Appendf(nil, "pid %d", s.PID())) {
-		t.Errorf("%v, it says %q", err, said[:n])
+	defer func() {
+		_ = second.Process.Kill()
+		_ = second.Wait()
+	}()
+	first, err := bufio.NewReader(out).ReadString('\n')
+	var said struct{ Msg, Holder, HTTP string }
+	if err != nil || json.Unmarshal([]byte(first), &said) != nil || !strings.HasPrefix(said.Msg, "waiting for the data directory") || said.Holder != fmt.Sprintf("pid %d", s.PID()) {
+		t.Fatalf("%v, it says %q", err, first)
 	}
-	if err := second.Process.Signal(syscall.SIGTERM); err != nil { // it ends the wait
-		t.Fatal(err)
+	for path, want := range map[string]string{
+		"/livez":  "200 ok\n",
+		"/readyz": fmt.Sprintf("503 waiting for the data directory %s: another server has it (pid %d)\n", s.Data, s.PID()),
+	} {
+		client := http.Client{Timeout: harness.Patience}
+		answer, err := client.Get("http://" + said.HTTP + path)
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return false // it has given up
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		if got := fmt.Sprintf("%d %s", answer.StatusCode, text); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %q", path, got, err, want)
+		}
+	}
+	if err := second.Process.Signal(syscall.SIGTERM); err != nil {
+		return false
 	}
 	_ = second.Wait()
-	if code := second.ProcessState.ExitCode(); code != 0 {
-		t.Errorf("exit code %d", code)
+	return second.ProcessState.ExitCode() == 0 // it ended the wait
+}
+
+// TestALameDuckIsNotReady: whoever sends clients to it is to send them elsewhere.
+func TestALameDuckIsNotReady(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "t.yaml")
+	write(t, file, "limits: {lame_duck_grace: 1m, lame_duck_spread: 1m}\n")
+	s := harness.Start(t, "-c", file)
+	s.Dial() // it stays, and is waited for
+	if err := syscall.Kill(s.PID(), syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	client := http.Client{Timeout: harness.Patience}
+	harness.Eventually(t, "/readyz says so", func() bool {
+		answer, err := client.Get("http://" + s.HTTP + "/readyz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		return err == nil && answer.StatusCode == 503 && string(text) == "going down: clients are told to go elsewhere\n"
+	})
+	if code := s.Term(); code != 0 {
+		t.Errorf("it ends with %d", code)
 	}
 }

@@ -2,6 +2,8 @@ package integration
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,6 +44,12 @@ func TestFullDiskRefusesRecordsAndHealsByItself(t *testing.T) {
 	if got := l.Ask("SEND t small"); !strings.HasPrefix(got, "-ERR STORAGE_FULL '") {
 		t.Errorf("while the disk is full: %q", got)
 	}
+	if code, text := get(t, s, "/readyz"); code != 503 || !strings.HasPrefix(text, "STORAGE_FULL: the disk of the store filelog is full: publishing is refused until there is room, reading goes on (") {
+		t.Errorf("/readyz says %d, %q", code, text)
+	}
+	if code, text := get(t, s, "/livez"); code != 200 || text != "ok\n" {
+		t.Errorf("/livez says %d, %q", code, text)
+	}
 	// Consumers and metadata go on.
 	reader.Send("GET t/0@-1 1\n")
 	if got := reader.Read(); got != fmt.Sprintf("MSG t/0@%d 0 200000", acked-1) {
@@ -54,8 +62,27 @@ func TestFullDiskRefusesRecordsAndHealsByItself(t *testing.T) {
 	harness.Eventually(t, "records are taken again", func() bool {
 		return l.Ask("SEND t small") == fmt.Sprintf("+OK t/0@%d memory", acked)
 	})
+	if code, text := get(t, s, "/readyz"); code != 200 || text != "ok\n" {
+		t.Errorf("with room again, /readyz says %d, %q", code, text)
+	}
 	s.Kill()
 	s.Restart()
 	l = s.Dial()
 	ask(t, l, "SEND t more", fmt.Sprintf("+OK t/0@%d memory", acked+1))
+}
+
+// get asks the server over HTTP.
+func get(t *testing.T, s *harness.Server, path string) (code int, text string) {
+	t.Helper()
+	client := http.Client{Timeout: harness.Patience}
+	answer, err := client.Get("http://" + s.HTTP + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	b, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.StatusCode, string(b)
 }

@@ -247,6 +247,89 @@ func TestDirectoriesThatArePutBackAreServed(t *testing.T) {
 	}
 }
 
+// TestAWildcardSubscriptionTakesUpWhatHeals: of a topic that is down in part it delivers what can be read, and the rest from
+// where it would have been.
+func TestAWildcardSubscriptionTakesUpWhatHeals(t *testing.T) {
+	t.Parallel()
+	s := harness.Start(t)
+	l := s.Dial()
+	ask(t, l, "TOPIC CREATE shop.orders partitions=3", "+OK shop.orders")
+	ask(t, l, "TOPIC CREATE shop.returns", "+OK shop.returns")
+	ask(t, l, "SEND shop.orders/0 a", "+OK shop.orders/0@0 disk")
+	for n, text := range []string{"one", "two", "three"} {
+		ask(t, l, "SEND shop.orders/1 "+text, fmt.Sprintf("+OK shop.orders/1@%d disk", n))
+	}
+	if code := s.Term(); code != 0 {
+		t.Fatal(code)
+	}
+	away := t.TempDir()
+	for p := 1; p <= 2; p++ {
+		dir := fmt.Sprintf("shop.orders-%d", p)
+		if err := os.Rename(filepath.Join(s.Data, "logs", dir), filepath.Join(away, dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Restart()
+	l = s.Dial()
+	listeners := map[string]*harness.Line{}
+	for _, position := range []string{"", "@latest", "@-2", "@earliest", "@1h", "@1"} {
+		at := "shop.*/1" + position
+		if position == "" {
+			at = "shop.*" // of all partitions
+		}
+		c := s.Dial()
+		ask(t, c, "SUB "+at+" 7", "+OK")
+		listeners[position] = c
+		got := c.Read()
+		for position != "" && strings.HasPrefix(got, "-ERR ASYNC UNKNOWN_PARTITION ") { // of shop.returns
+			got = c.Read()
+		}
+		if !strings.HasPrefix(got, "-ERR ASYNC STORAGE_UNAVAILABLE 'SUB "+at+": partition shop.orders/1 is not served: ") ||
+			!strings.HasSuffix(got, "; the subscription takes it up when it is served again'") || strings.Contains(got, "(and 1 more of its topic)") != (position == "") {
+			t.Errorf("%q is told %s", position, got)
+		}
+	}
+	delivered := func(position, address, text string) {
+		t.Helper()
+		c := listeners[position]
+		got := c.Read()
+		for strings.HasPrefix(got, "-ERR ASYNC UNKNOWN_PARTITION ") {
+			got = c.Read()
+		}
+		if want := fmt.Sprintf("MSG %s 7 %d", address, len(text)); got != want {
+			t.Fatalf("%q: %s, want %s", position, got, want)
+		}
+		if got := c.Read(); got != text {
+			t.Errorf("%q: %s is %q, want %q", position, address, got, text)
+		}
+	}
+	ask(t, l, "SEND shop.orders/0 b", "+OK shop.orders/0@1 disk")
+	delivered("", "shop.orders/0@1", "b")
+	if err := os.Rename(filepath.Join(away, "shop.orders-1"), filepath.Join(s.Data, "logs", "shop.orders-1")); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, "shop.orders/1 takes a record", func() bool { return l.Ask("SEND shop.orders/1 four") == "+OK shop.orders/1@3 disk" })
+	for position, first := range map[string]int{"": 3, "@latest": 3, "@-2": 1, "@earliest": 0, "@1h": 0, "@1": 1} {
+		for n, text := range []string{"one", "two", "three", "four"} {
+			if n >= first {
+				delivered(position, fmt.Sprintf("shop.orders/1@%d", n), text)
+			}
+		}
+	}
+	ask(t, l, "SEND shop.orders/0 c", "+OK shop.orders/0@2 disk")
+	delivered("", "shop.orders/0@2", "c")
+	ask(t, l, "SEND shop.orders/1 five", "+OK shop.orders/1@4 disk")
+	delivered("@-2", "shop.orders/1@4", "five")
+	ask(t, l, "TOPIC DELETE shop.orders", "+OK shop.orders") // while another partition is away
+	if got := listeners["@earliest"].Read(); got != "MSG shop.orders/1@4 7 4" {
+		t.Error(got)
+	}
+	listeners["@earliest"].Read()
+	if got := listeners["@earliest"].Read(); !strings.HasPrefix(got, "-ERR ASYNC TOPIC_DELETED ") {
+		t.Error(got)
+	}
+}
+
 func TestATopicIsDeletedWhileItsPartitionsAreTried(t *testing.T) {
 	t.Parallel()
 	for _, mood := range []string{"error", "hang"} {
@@ -319,9 +402,26 @@ func TestALogThatHasNoAnswerInReadoptionComesBack(t *testing.T) {
 		return now[0].State == "down" && now[1].State == "down"
 	})
 	down(t, k.s, "t", 0, "did not answer in time")
+	// Whoever subscribes by a wildcard hears of it when it is back.
+	now, first := k.s.Dial(), k.s.Dial()
+	for c, sub := range map[*harness.Line]string{now: "SUB */1 7", first: "SUB */1@earliest 7"} {
+		ask(t, c, sub, "+OK")
+		for told := false; !told; { // the other topic has no such partition
+			told = strings.HasPrefix(c.Read(), "-ERR ASYNC STORAGE_UNAVAILABLE ")
+		}
+	}
 	k.is("well")
 	harness.Eventually(t, "t/0 goes on", func() bool { return strings.HasPrefix(l.Ask("SEND t/0 then"), "+OK t/0@2 disk") })
 	harness.Eventually(t, "t/1 goes on", func() bool { return strings.HasPrefix(l.Ask("SEND t/1 then"), "+OK t/1@1 disk") })
+	for c, want := range map[*harness.Line]string{now: "MSG t/1@1 7 4", first: "MSG t/1@0 7 3"} {
+		got := c.Read()
+		for strings.HasPrefix(got, "-ERR ASYNC UNKNOWN_PARTITION ") {
+			got = c.Read()
+		}
+		if got != want {
+			t.Errorf("delivered %s, want %s", got, want)
+		}
+	}
 	asked, err := os.ReadFile(k.mood + ".calls")
 	if err != nil || strings.Count(string(asked), "recover") != 2 || strings.Count(string(asked), "adopt") < 4 {
 		t.Errorf("the store was asked, %v:\n%s", err, asked)

@@ -145,6 +145,7 @@ type told struct {
 	PID, Restarts, Protocol                  int
 	RSS                                      int64
 	LastError                                string `json:"last_error"`
+	LastErrorAt                              string `json:"last_error_at"`
 	Since                                    string
 	Shipped                                  bool
 	Interpreter                              string `json:"unverified_interpreter"`

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +15,55 @@ import (
 	"github.com/trunkline-mq/trunkline/server/test/harness"
 )
 
+// TestHUPSaysWhichPluginsItLeavesAlone, and what takes each over.
+func TestHUPSaysWhichPluginsItLeavesAlone(t *testing.T) {
+	shelf := newShelf(t)
+	e := shelf.put("partitioner", "prefix", built("prefix"), "")
+	shelf.put("partitioner", "spare", built("prefix"), "")
+	s := shelf.serve()
+	l := s.Dial()
+	ask(t, l, "TOPIC CREATE t partitions=16 partitioner=prefix", "+OK t")
+	// told is what the log says of plugins after a HUP, from when it says that the configuration is reloaded.
+	hup := func() (told []string) {
+		t.Helper()
+		shelf.save()
+		const done = `"msg":"configuration reloaded"`
+		from := len(s.Stderr())
+		if err := syscall.Kill(s.PID(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		harness.Eventually(t, "it is reloaded", func() bool { return strings.Contains(s.Stderr()[from:], done) })
+		ask(t, l, "PING", "PONG")
+		_ = syscall.Kill(s.PID(), syscall.SIGHUP) // what is said of the first one is said before the second is read
+		harness.Eventually(t, "it is reloaded again", func() bool { return strings.Count(s.Stderr()[from:], done) >= 2 })
+		first, _, _ := strings.Cut(strings.SplitN(s.Stderr()[from:], done, 2)[1], done)
+		for line := range strings.Lines(first) {
+			var said struct{ Level, Msg, Kind, Name, Change, Do string }
+			if json.Unmarshal([]byte(line), &said) == nil && strings.HasPrefix(said.Msg, "plugin is not as the configuration") {
+				told = append(told, said.Level+" "+said.Kind+"/"+said.Name+" "+said.Change+": "+said.Do)
+			}
+		}
+		return told
+	}
+	want := func(what string, want ...string) {
+		t.Helper()
+		if got := hup(); !slices.Equal(got, want) {
+			t.Errorf("%s: the log says %q, want %q", what, got, want)
+		}
+	}
+	want("nothing changed")
+	shelf.put("storage", "onefile", built("onefile"), "")
+	e.config = "{separator: /}"
+	shelf.named = slices.DeleteFunc(shelf.named, func(e *entry) bool { return e.name == "spare" })
+	added, changed, removed := "WARN storage/onefile added: trunkline plugin reload storage/onefile", "WARN partitioner/prefix changed: trunkline plugin reload partitioner/prefix",
+		"WARN partitioner/spare removed: restart the server"
+	want("all three", changed, removed, added)
+	ask(t, l, "PLUGIN RELOAD storage/onefile", "+OK storage/onefile")
+	want("the file was read, and one process replaced", changed)
+	ask(t, l, "PLUGIN RELOAD partitioner/prefix", "+OK partitioner/prefix")
+	want("all is taken over")
+}
+
 func TestReloadTakesTheFileThatIsConfiguredNow(t *testing.T) {
 	shelf := newShelf(t)
 	e := shelf.put("partitioner", "prefix", built("prefix"), "")
@@ -21,6 +71,7 @@ func TestReloadTakesTheFileThatIsConfiguredNow(t *testing.T) {
 	l := s.Dial()
 	ask(t, l, "TOPIC CREATE t partitions=16 partitioner=prefix", "+OK t")
 	before := info(t, l, "partitioner/prefix")
+	began := time.Now().Truncate(time.Millisecond)
 	sound, err := os.ReadFile(e.path)
 	if err != nil {
 		t.Fatal(err)
@@ -40,6 +91,11 @@ func TestReloadTakesTheFileThatIsConfiguredNow(t *testing.T) {
 	if now := info(t, l, "partitioner/prefix"); now.PID != before.PID || now.State != "ready" || !strings.Contains(now.LastError, "exit status 7") {
 		t.Errorf("%+v became %+v", before, now)
 	}
+	failed := info(t, l, "partitioner/prefix")
+	at, err := time.Parse("2006-01-02T15:04:05.000Z", failed.LastErrorAt)
+	if err != nil || at.Before(began) || at.After(time.Now()) || before.LastErrorAt != "" {
+		t.Errorf("it failed at %q, after %q; between %s and now", failed.LastErrorAt, before.LastErrorAt, began)
+	}
 	send(t, l, "SEND t#k x")
 	// A configuration with faults changes nothing.
 	e.write(t, string(sound))
@@ -56,6 +112,9 @@ func TestReloadTakesTheFileThatIsConfiguredNow(t *testing.T) {
 	e.config = "{separator: /}"
 	shelf.save()
 	ask(t, l, "PLUGIN RELOAD partitioner/prefix", "+OK partitioner/prefix")
+	if now := info(t, l, "partitioner/prefix"); now.PID == before.PID || now.LastError != failed.LastError || now.LastErrorAt != failed.LastErrorAt {
+		t.Errorf("after a good reload: %+v; it failed as %+v", now, failed)
+	}
 	ask(t, l, "TOPIC CREATE u partitions=16 partitioner=prefix", "+OK u") // of t it is known where keys go
 	if one, two := where(send(t, l, "SEND u#a/b x")), where(send(t, l, "SEND u#a/d x")); one != two {
 		t.Errorf("with the new separator: %s and %s", one, two)
