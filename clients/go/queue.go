@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"time"
 
@@ -368,6 +369,7 @@ func (q *queue) send(ctx context.Context, b *outBatch, packed record.Batch) (Ack
 	text := p.text(line[:0], q.sink.topic, q.id, b.plan)
 	text = appendSize(text, len(packed))
 	err := l.sendBody(text, packed, &b.uses, request{ack: func(ack Ack, err error) { answered <- outcome{ack, err} }})
+	runtime.Gosched() // to the link's writer, which would else wait for the callbacks and the checksum below
 	q.pay()
 	if err != nil {
 		return Ack{}, err
