@@ -335,7 +335,7 @@ func (f *fetcher) takeBatch() error {
 		return err
 	}
 	high := Offset(f.frame.HighWatermark)
-	body := make([]byte, f.frame.Size)
+	body := f.consumer.body(f.frame.Size)
 	n := f.parser.TakeBody(body)
 	if err := f.readFull(body[n:]); err != nil {
 		return fmt.Errorf("read %d bytes of %s/%d: %w", len(body), a.part.topic, a.part.id, err)
@@ -396,6 +396,28 @@ func walk(body []byte, from Offset) (next Offset, good, records int, _ error) {
 		good, records = good+size, records+int(b.Count())
 	}
 	return next, good, records, nil
+}
+
+// bodyStep is what memory for bodies that is used again comes in multiples of: they are seldom of the same size.
+const bodyStep = 256 << 10
+
+// body returns memory for what a BATCH brings. Where memory is used again, what came back serves, unless it is much larger: the
+// bound on what has come counts what was asked for.
+func (c *Consumer) body(size int) []byte {
+	if !c.opt.reuse || size < bodyStep {
+		return make([]byte, size)
+	}
+	if b, _ := c.bodies.Get().(*[]byte); b != nil && cap(*b) >= size && cap(*b)/2 <= size {
+		return (*b)[:size]
+	}
+	return make([]byte, size, (size+bodyStep-1)/bodyStep*bodyStep)
+}
+
+// recycle takes back the memory of a chunk, if its records are not the caller's for good.
+func (c *Consumer) recycle(k *chunk) {
+	if c.opt.reuse && cap(k.bytes) >= bodyStep {
+		c.bodies.Put(&k.bytes)
+	}
 }
 
 // push queues a chunk. mu is held.

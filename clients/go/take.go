@@ -23,6 +23,11 @@ type taker struct {
 	rec     record.Record
 	headers []Header // free ones
 	arena   arena    // for unpacked bytes
+
+	// ReuseRecords: what the records that are ready were made in.
+	reuse      bool
+	ownRecords []Record
+	ownHeaders []Header
 }
 
 // next returns the next record that is ready, nil where there is none, and moves the partition's position behind it.
@@ -100,6 +105,7 @@ func (c *Consumer) done(t *taker) {
 		}
 	}
 	c.mu.Unlock()
+	c.recycle(t.chunk)
 	t.chunk, t.rest, t.open, t.records, t.failed = nil, nil, nil, nil, nil
 	c.tell(c.nudge)
 }
@@ -173,7 +179,7 @@ func (t *taker) unpack() {
 		b := record.Batch(rest)
 		left, rest = left+max(min(int(b.Count()), b.Size()/recordBytesLeast+1), 1), rest[b.Size():]
 	}
-	t.records = make([]Record, 0, min(left, recordsAtOnce))
+	t.records = t.room(min(left, recordsAtOnce))
 	for t.failed == nil && len(t.records) < cap(t.records) {
 		if t.open == nil {
 			if len(t.rest) == 0 {
@@ -184,6 +190,20 @@ func (t *taker) unpack() {
 		}
 		t.unpackBatch()
 	}
+}
+
+// room returns memory for n records.
+func (t *taker) room(n int) []Record {
+	if !t.reuse {
+		return make([]Record, 0, n)
+	}
+	if t.ownRecords == nil {
+		t.ownRecords = make([]Record, recordsAtOnce)
+	}
+	clear(t.ownRecords)
+	clear(t.ownHeaders)
+	t.headers, t.arena.buf = t.ownHeaders, t.arena.buf[:0]
+	return t.ownRecords[:0:n]
 }
 
 // recordBytesLeast is the least that a record takes in a batch that is not compressed.
@@ -247,6 +267,9 @@ func (t *taker) set(r *Record, o Offset) {
 	}
 	if len(t.headers) < len(in.Headers) {
 		t.headers = make([]Header, max(len(in.Headers), recordsAtOnce))
+		if t.reuse {
+			t.ownHeaders = t.headers
+		}
 	}
 	n := len(in.Headers)
 	r.Headers, t.headers = t.headers[:n:n], t.headers[n:]

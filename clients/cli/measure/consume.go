@@ -15,7 +15,7 @@ import (
 // the offsets of every partition follow each other. What was measured is there also when it ended early, beside the error.
 func Consume(ctx context.Context, c *trunkline.Client, from string, o Options) (Result, error) {
 	start := time.Now()
-	consumer, err := c.NewConsumer(ctx, []string{from})
+	consumer, err := c.NewConsumer(ctx, []string{from}, trunkline.ReuseRecords())
 	if err != nil {
 		return Result{}, err
 	}

@@ -145,8 +145,8 @@ func (d *beside) produceKafka(topic string, most int) error {
 	return err
 }
 
-func (d *beside) consume(topic string) error {
-	r, err := d.ours.NewConsumer(d.ctx, []string{topic + "@earliest"}, trunkline.UntilLatest())
+func (d *beside) consume(topic string, opts ...trunkline.ConsumerOption) error {
+	r, err := d.ours.NewConsumer(d.ctx, []string{topic + "@earliest"}, append(opts, trunkline.UntilLatest())...)
 	if err != nil {
 		return err
 	}
@@ -220,11 +220,17 @@ func (d *beside) drop(topic string) error {
 // both is what a step took with our client and with franz-go.
 type both struct{ ours, theirs cost }
 
+// outcome is what the steps of a round took; nothing was read where what was under way was bounded.
+type outcome struct {
+	produced, consumed both
+	reused             cost // ours, as consumed, of records that are void when the next one comes
+}
+
 // round writes, and reads where nothing is bounded, with both, one after the other.
-func (d *beside) round(most int) (produced, consumed both, _ error) {
+func (d *beside) round(most int) (o outcome, _ error) {
 	topic, err := d.create()
 	if err != nil {
-		return produced, consumed, err
+		return o, err
 	}
 	step := func(to *both, ours, theirs func() error) {
 		if err == nil {
@@ -234,34 +240,40 @@ func (d *beside) round(most int) (produced, consumed both, _ error) {
 			to.theirs, err = clocked(d.broker.PID(), theirs)
 		}
 	}
-	step(&produced, func() error { return d.produce(topic, most) }, func() error { return d.produceKafka(topic, most) })
+	step(&o.produced, func() error { return d.produce(topic, most) }, func() error { return d.produceKafka(topic, most) })
 	if most == 0 {
-		step(&consumed, func() error { return d.consume(topic) }, func() error { return d.consumeKafka(topic) })
+		step(&o.consumed, func() error { return d.consume(topic) }, func() error { return d.consumeKafka(topic) })
+		if err == nil {
+			o.reused, err = clocked(d.server.PID(), func() error { return d.consume(topic, trunkline.ReuseRecords()) })
+		}
 	}
-	return produced, consumed, errors.Join(err, d.drop(topic))
+	return o, errors.Join(err, d.drop(topic))
 }
 
 // compare measures pairs and reports them.
 func (d *beside) compare(b *testing.B, most int) {
-	var produced, consumed direction
-	var theirs [2][]float64
+	var produced, consumed, reused direction
+	var theirs [3][]float64
 	moved := int64(d.records) * int64(len(d.value))
-	inPairs(b, transferRounds, d.pids(), func(int) [2]both {
-		p, c, err := d.round(most)
+	inPairs(b, transferRounds, d.pids(), func(int) outcome {
+		o, err := d.round(most)
 		if err != nil {
 			b.Fatal(err)
 		}
-		return [2]both{p, c}
-	}, func(got [2]both) {
-		for i, to := range []*direction{&produced, &consumed} {
-			if got[i].ours.took > 0 {
-				to.add(got[i].ours, got[i].theirs, moved)
-				theirs[i] = append(theirs[i], float64(d.records)/got[i].theirs.took.Seconds())
+		return o
+	}, func(o outcome) {
+		for i, of := range []struct {
+			to *direction
+			both
+		}{{&produced, o.produced}, {&consumed, o.consumed}, {&reused, both{o.reused, o.consumed.theirs}}} {
+			if of.ours.took > 0 {
+				of.to.add(of.ours, of.theirs, moved)
+				theirs[i] = append(theirs[i], float64(d.records)/of.theirs.took.Seconds())
 			}
 		}
 	})
-	for i, to := range []*direction{&produced, &consumed} {
-		name := []string{"produced", "consumed"}[i]
+	for i, to := range []*direction{&produced, &consumed, &reused} {
+		name := []string{"produced", "consumed", "reused"}[i]
 		if len(to.ratio) == 0 {
 			continue
 		}
@@ -279,7 +291,7 @@ func BenchmarkBesideKafka(b *testing.B) {
 	d := startBeside(b)
 	for range besideWarm {
 		d.set(100, 12, besideBytes)
-		if _, _, err := d.round(0); err != nil {
+		if _, err := d.round(0); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -310,12 +322,13 @@ func TestKafkaBesideIsMeasurable(t *testing.T) {
 	d.ctx = ctx
 	d.set(100, 3, 1<<20)
 	for _, most := range []int{0, besideFew} {
-		p, c, err := d.round(most)
+		o, err := d.round(most)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.ours.took <= 0 || p.theirs.took <= 0 || (c.ours.took <= 0) != (most > 0) || (c.theirs.took <= 0) != (most > 0) {
-			t.Errorf("%+v, %+v", p, c)
+		p, c := o.produced, o.consumed
+		if p.ours.took <= 0 || p.theirs.took <= 0 || (c.ours.took <= 0) != (most > 0) || (c.theirs.took <= 0) != (most > 0) || (o.reused.took <= 0) != (most > 0) {
+			t.Errorf("%+v", o)
 		}
 	}
 }
