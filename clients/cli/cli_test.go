@@ -256,8 +256,11 @@ func TestReadCommands(t *testing.T) {
 	})
 }
 
+// noTopic is the answer to whoever asks whether "one" is a topic.
+var noTopic = "> METADATA one\n" + data(`{"topics":[{"topic":"one","error":"UNKNOWN_TOPIC"}]}`)
+
 func TestPublishLines(t *testing.T) {
-	script := named + "> PUB one 2\n> a\n> PUB one 0\n>\n> PUB one 1\n> b\n"
+	script := named + noTopic + "> PUB one 2\n> a\n> PUB one 0\n>\n> PUB one 1\n> b\n"
 	pass := script + "> PING\n< +OK one/0@0 disk\n< +OK one/1@0 disk\n< +OK one/0@1 disk\n< PONG"
 	got := runWith(t, t.Context(), iotest.OneByteReader(strings.NewReader("a\r\n\nb")), "pub", "one", "--lines", "-s", scripted.Start(t, pass))
 	if got.code != 0 || got.out != "" || !strings.HasPrefix(got.err, "3 of 3 records acknowledged (disk), 3 B in ") {
@@ -277,12 +280,12 @@ func TestPublishLines(t *testing.T) {
 
 func TestPublishLinesTellsWhichLineIsTooLong(t *testing.T) {
 	in := strings.Repeat("y", 100) + "\n" + strings.Repeat("x", 101) + "\nz\n"
-	script := named + "> PUB one 100\n> " + strings.Repeat("y", 100) + "\n> PING\n< +OK one/0@0 disk\n< PONG"
+	script := named + noTopic + "> PUB one 100\n> " + strings.Repeat("y", 100) + "\n> PING\n< +OK one/0@0 disk\n< PONG"
 	got := runWith(t, t.Context(), strings.NewReader(in), "pub", "one", "--lines", "-s", scripted.Start(t, script))
 	if got.code != 1 || !strings.HasPrefix(got.err, "1 of 2 records") || !strings.Contains(got.err, "line 2: record too large") {
 		t.Errorf("%+v", got)
 	}
-	script = named + "> PING\n< PONG"
+	script = named + noTopic + "> PING\n< PONG"
 	got = runWith(t, t.Context(), strings.NewReader(strings.Repeat("y", 95)), "pub", "one", "--lines", "--key", "k", "-s", scripted.Start(t, script))
 	if got.code != 1 || !strings.Contains(got.err, "line 1: record too large") {
 		t.Errorf("with headers: %+v", got)
@@ -420,7 +423,7 @@ func TestInterruptEndsACommand(t *testing.T) {
 		if _, err := w.WriteString("a\nb"); err != nil {
 			t.Fatal(err)
 		}
-		got := runWith(t, ctx, r, "pub", "one", "--lines", "-s", scripted.Start(t, named+"> PUB one 1\n> a\n< +OK one/0@0 disk\n> PING\n< PONG"))
+		got := runWith(t, ctx, r, "pub", "one", "--lines", "-s", scripted.Start(t, named+noTopic+"> PUB one 1\n> a\n< +OK one/0@0 disk\n> PING\n< PONG"))
 		if got.code != 130 || !strings.HasPrefix(got.err, "1 of 1 records acknowledged (disk)") {
 			t.Errorf("%+v", got)
 		}

@@ -14,11 +14,16 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"text/template"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 
+	"github.com/trunkline-mq/trunkline/clients/cli/measure"
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
 	"github.com/trunkline-mq/trunkline/protocol/line"
 )
@@ -309,4 +314,183 @@ func (r *fileReader) Read(b []byte) (int, error) {
 			return r.file.Read(b)
 		}
 	}
+}
+
+// tally counts results.
+type tally struct {
+	keepGoing bool
+
+	own     []*underWay // who publishes has them at hand
+	stopped atomic.Bool // a failure ends the run
+
+	mu         sync.Mutex
+	idle       []*underWay    // guarded; that have their results
+	durability map[string]int // guarded; acknowledged lines by what was reached, but for those that last counts
+	reached    string         // guarded; what the newest one reached,
+	last       int            // guarded; and how many in a row did
+	refused    []error        // guarded; the failures of lines, with their numbers
+	first      error          // guarded; that of the lowest of all lines that failed
+	low, high  int            // guarded; the lowest and the highest of them
+	failures   int            // guarded; how many there were
+}
+
+// refusedMax is how many refused lines are named.
+const refusedMax = 20
+
+// underWay is a line without a result. Results come in any order where partitions have batches of their own.
+type underWay struct {
+	tally  *tally
+	number int
+	done   func(trunkline.Ack, error) // its take; made once, as lines are used again
+}
+
+// begin says that a line is going to be published. Lines that have their results are taken over many at a time, so that
+// who publishes and who hears the results seldom want the lock at once.
+func (t *tally) begin(number int) *underWay {
+	if len(t.own) == 0 {
+		t.mu.Lock()
+		t.own, t.idle = t.idle, t.own
+		t.mu.Unlock()
+	}
+	var l *underWay
+	if n := len(t.own); n > 0 {
+		l, t.own = t.own[n-1], t.own[:n-1]
+	} else {
+		l = &underWay{tally: t}
+		l.done = l.take
+	}
+	l.number = number
+	return l
+}
+
+// take is told the line's outcome.
+func (l *underWay) take(ack trunkline.Ack, err error) {
+	t := l.tally
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.idle = append(t.idle, l)
+	if err != nil {
+		t.failLocked(l.number, err)
+		return
+	}
+	if ack.Durability != t.reached {
+		t.countLocked()
+		t.reached = ack.Durability
+	}
+	t.last++
+}
+
+// countLocked adds what was counted aside.
+func (t *tally) countLocked() {
+	if t.last > 0 {
+		t.durability[t.reached] += t.last
+		t.last = 0
+	}
+}
+
+// refuse is told of a line that was not sent.
+func (t *tally) refuse(line int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.failLocked(line, err)
+}
+
+// failLocked keeps a failure. Only one that is about the line alone is passed over.
+func (t *tally) failLocked(line int, err error) {
+	told := fmt.Errorf("line %d: %w", line, err)
+	if t.failures++; len(t.refused) < refusedMax {
+		t.refused = append(t.refused, told)
+	}
+	// A line that could not be sent is heard of before those that were sent in vain in front of it.
+	if t.first == nil || line < t.low {
+		t.first, t.low = told, line
+	}
+	t.high = max(t.high, line)
+	passable := errors.Is(err, trunkline.ErrTooLarge) || errors.Is(err, trunkline.ErrInvalid) || errors.Is(err, errNoRecord)
+	if !(t.keepGoing && passable) {
+		t.stopped.Store(true)
+	}
+}
+
+// linesPerLook is how many lines are published between two looks at whether the run was interrupted.
+const linesPerLook = 64
+
+// publishLines publishes what a source has. It stops at the first failure, unless it is to keep going and the failure is
+// the line's own, waits for what is under way, and says on standard error what was acknowledged.
+func (a *app) publishLines(ctx context.Context, by measure.Publisher, to string, source *lineSource, keepGoing bool) error {
+	start := time.Now()
+	t := &tally{keepGoing: keepGoing, durability: make(map[string]int)}
+	sent, size, failed := 0, uint64(0), error(nil)
+	for n := 0; failed == nil; n++ {
+		if t.stopped.Load() {
+			failed = errStopped
+			continue
+		}
+		if n%linesPerLook == 0 && ctx.Err() != nil { // and whoever waits for input or room looks, too
+			failed = context.Cause(ctx)
+			continue
+		}
+		m, number, err := source.next()
+		var bad *lineError
+		switch {
+		case errors.As(err, &bad):
+			t.refuse(number, bad.err)
+			continue
+		case err != nil:
+			failed = err
+			continue
+		}
+		if err := by.Publish(ctx, to, m, t.begin(number).done); err != nil {
+			t.refuse(number, err)
+			continue
+		}
+		sent++
+		size += uint64(len(m.Value))
+	}
+	unflushed := by.Drain(ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.countLocked()
+	a.note("%s", t.summary(source.number(), size, time.Since(start)))
+	if failed == io.EOF || failed == errStopped {
+		failed = unflushed
+	}
+	return a.reportLines(t, failed)
+}
+
+// reportLines names the lines that failed; the last of them is what the command fails with.
+func (a *app) reportLines(t *tally, failed error) error {
+	if t.failures == 0 {
+		return failed
+	}
+	switch {
+	case !t.keepGoing && t.failures == 1:
+		return t.first
+	case !t.keepGoing:
+		return fmt.Errorf("%w; from there to line %d %d lines are not acknowledged", t.first, t.high, t.failures)
+	}
+	for _, err := range t.refused {
+		a.warn(err)
+	}
+	return fmt.Errorf("lines refused: %d", t.failures)
+}
+
+// errStopped stands for the failure that the tally has.
+var errStopped = errors.New("stopped")
+
+func (t *tally) summary(lines int, size uint64, took time.Duration) string {
+	acknowledged := 0
+	for _, n := range t.durability {
+		acknowledged += n
+	}
+	return fmt.Sprintf("%d of %d records acknowledged%s, %s in %v",
+		acknowledged, lines, reached(t.durability), humanize.IBytes(size), took.Round(time.Millisecond))
+}
+
+// reached lists the durabilities of acknowledged records in parentheses, behind a blank; empty when there are none.
+func reached(durability map[string]int) string {
+	if len(durability) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(slices.Sorted(maps.Keys(durability)), ", ") + ")"
 }

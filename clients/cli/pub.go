@@ -3,17 +3,13 @@ package main
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
-	"slices"
 	"strings"
-	"sync"
-	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"github.com/trunkline-mq/trunkline/clients/cli/measure"
@@ -91,7 +87,7 @@ func (a *app) pubCommand() *cobra.Command {
 			return err
 		}
 		defer in.Close()
-		by, end, err := f.publisher(c)
+		by, end, err := f.publisher(ctx, c, args[0])
 		if err != nil {
 			return err
 		}
@@ -117,18 +113,87 @@ func (a *app) pubCommand() *cobra.Command {
 	return cmd
 }
 
+// pubBufferBytes bounds what was read and has no result: enough to keep a server busy, little that an interrupted run leaves.
+const pubBufferBytes = 16 << 20
+
 // publisher is what takes the records, and what is to be done with it in the end. PUB has no acks: where other than the
-// default is asked for, records go by PRODUCE.
-func (f *pubFlags) publisher(c *trunkline.Client) (by measure.Publisher, end func(), err error) {
-	if f.acks == string(trunkline.AcksAll) {
+// default is asked for, records go by PRODUCE, and so do many to a topic that is there: batches are several times as fast. PUB
+// makes a topic, or is a message to a live subject, where there is none.
+func (f *pubFlags) publisher(ctx context.Context, c *trunkline.Client, to string) (by measure.Publisher, end func(), err error) {
+	room, alone := 0, f.acks == string(trunkline.AcksAll)
+	if alone && (f.lines || f.records) {
+		if room = batchRoom(ctx, c, to); room > 0 {
+			alone = false
+		}
+	}
+	if alone {
 		return measure.ByClient(c), func() {}, nil
 	}
-	p, err := c.NewProducer(trunkline.WithAcks(trunkline.Acks(f.acks)), trunkline.RetryUnknown(false))
+	p, err := c.NewProducer(trunkline.WithAcks(trunkline.Acks(f.acks)), trunkline.RetryUnknown(false), trunkline.WithBufferBytes(pubBufferBytes))
 	if err != nil {
 		return by, nil, err
 	}
 	by = measure.ByProducer(p)
-	return by, by.Close, nil
+	end = by.Close
+	if room > 0 {
+		by = (&orderly{client: c, batches: by, room: room}).publisher()
+	}
+	return by, end, nil
+}
+
+// batchRoom is the size up to which a record fits into a batch of a topic, whatever its batch has around it; 0 where the topic
+// is not there.
+func batchRoom(ctx context.Context, c *trunkline.Client, to string) int {
+	const around = 128
+	a, err := address.Parse([]byte(to))
+	if err != nil {
+		return 0
+	}
+	m, err := c.Metadata(ctx, string(a.Topic))
+	if err != nil || len(m.Topics) != 1 || m.Topics[0].Error != "" {
+		return 0
+	}
+	n, _ := m.Topics[0].Settings["message.bytes"].(json.Number)
+	most, _ := n.Int64()
+	return max(0, int(most)-around)
+}
+
+// orderly publishes records in batches, and by themselves where only so they fit: PUB bounds a record, PRODUCE the batch that
+// it is in. None overtakes another: before the way changes, everything on the way before has its result.
+type orderly struct {
+	client  *trunkline.Client
+	batches measure.Publisher
+	room    int
+	alone   bool // the record before went by itself
+}
+
+func (o *orderly) publisher() measure.Publisher {
+	return measure.Publisher{Publish: o.publish, Flush: o.flush, Close: o.batches.Close}
+}
+
+func (o *orderly) publish(ctx context.Context, to string, m *trunkline.Message, done func(trunkline.Ack, error)) error {
+	const aroundHeader = 16
+	size := len(m.Key) + len(m.Value)
+	for i := range m.Headers {
+		size += len(m.Headers[i].Name) + len(m.Headers[i].Value) + aroundHeader
+	}
+	if alone := size > o.room; alone != o.alone {
+		if err := o.flush(ctx); err != nil {
+			return err
+		}
+		o.alone = alone
+	}
+	if o.alone {
+		return o.client.PublishFunc(ctx, to, m, done)
+	}
+	return o.batches.Publish(ctx, to, m, done)
+}
+
+func (o *orderly) flush(ctx context.Context) error {
+	if o.alone {
+		return o.client.Flush(ctx)
+	}
+	return o.batches.Flush(ctx)
 }
 
 // checkAcks refuses what nobody can wait for.
@@ -307,162 +372,4 @@ func (a *app) printAck(ack trunkline.Ack) error {
 	}
 	_, err := fmt.Fprintf(a.out, "%s/%d@%d %s\n", ack.Topic, ack.Partition, ack.Offset, ack.Durability)
 	return err
-}
-
-// tally counts results.
-type tally struct {
-	keepGoing bool
-
-	mu         sync.Mutex
-	idle       []*underWay    // guarded; that have their results
-	durability map[string]int // guarded; acknowledged lines by what was reached
-	refused    []error        // guarded; the failures of lines, with their numbers
-	first      error          // guarded; that of the lowest of all lines that failed
-	low, high  int            // guarded; the lowest and the highest of them
-	failures   int            // guarded; how many there were
-	stop       chan struct{}  // closed with the first failure that ends the run
-	stopped    bool           // guarded
-}
-
-// refusedMax is how many refused lines are named.
-const refusedMax = 20
-
-// underWay is a line without a result. Results come in any order where partitions have batches of their own.
-type underWay struct {
-	tally  *tally
-	number int
-	done   func(trunkline.Ack, error) // its take; made once, as lines are used again
-}
-
-// begin says that a line is going to be published.
-func (t *tally) begin(number int) *underWay {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var l *underWay
-	if n := len(t.idle); n > 0 {
-		l, t.idle = t.idle[n-1], t.idle[:n-1]
-	} else {
-		l = &underWay{tally: t}
-		l.done = l.take
-	}
-	l.number = number
-	return l
-}
-
-// take is told the line's outcome.
-func (l *underWay) take(ack trunkline.Ack, err error) {
-	t := l.tally
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.idle = append(t.idle, l)
-	if err == nil {
-		t.durability[ack.Durability]++
-		return
-	}
-	t.failLocked(l.number, err)
-}
-
-// refuse is told of a line that was not sent.
-func (t *tally) refuse(line int, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.failLocked(line, err)
-}
-
-// failLocked keeps a failure. Only one that is about the line alone is passed over.
-func (t *tally) failLocked(line int, err error) {
-	told := fmt.Errorf("line %d: %w", line, err)
-	if t.failures++; len(t.refused) < refusedMax {
-		t.refused = append(t.refused, told)
-	}
-	// A line that could not be sent is heard of before those that were sent in vain in front of it.
-	if t.first == nil || line < t.low {
-		t.first, t.low = told, line
-	}
-	t.high = max(t.high, line)
-	passable := errors.Is(err, trunkline.ErrTooLarge) || errors.Is(err, trunkline.ErrInvalid) || errors.Is(err, errNoRecord)
-	if !(t.keepGoing && passable) && !t.stopped {
-		t.stopped = true
-		close(t.stop)
-	}
-}
-
-// publishLines publishes what a source has. It stops at the first failure, unless it is to keep going and the failure is
-// the line's own, waits for what is under way, and says on standard error what was acknowledged.
-func (a *app) publishLines(ctx context.Context, by measure.Publisher, to string, source *lineSource, keepGoing bool) error {
-	start := time.Now()
-	t := &tally{keepGoing: keepGoing, durability: make(map[string]int), stop: make(chan struct{})}
-	sent, size, failed := 0, uint64(0), error(nil)
-	for failed == nil {
-		select {
-		case <-ctx.Done():
-			failed = context.Cause(ctx)
-			continue
-		case <-t.stop:
-			failed = errStopped
-			continue
-		default:
-		}
-		m, number, err := source.next()
-		var bad *lineError
-		switch {
-		case errors.As(err, &bad):
-			t.refuse(number, bad.err)
-			continue
-		case err != nil:
-			failed = err
-			continue
-		}
-		if err := by.Publish(ctx, to, m, t.begin(number).done); err != nil {
-			t.refuse(number, err)
-			continue
-		}
-		sent++
-		size += uint64(len(m.Value))
-	}
-	unflushed := by.Drain(ctx)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	a.note("%s", t.summary(source.number(), size, time.Since(start)))
-	if failed == io.EOF || failed == errStopped {
-		failed = unflushed
-	}
-	return a.reportLines(t, failed)
-}
-
-// reportLines names the lines that failed; the last of them is what the command fails with.
-func (a *app) reportLines(t *tally, failed error) error {
-	if t.failures == 0 {
-		return failed
-	}
-	switch {
-	case !t.keepGoing && t.failures == 1:
-		return t.first
-	case !t.keepGoing:
-		return fmt.Errorf("%w; from there to line %d %d lines are not acknowledged", t.first, t.high, t.failures)
-	}
-	for _, err := range t.refused {
-		a.warn(err)
-	}
-	return fmt.Errorf("lines refused: %d", t.failures)
-}
-
-// errStopped stands for the failure that the tally has.
-var errStopped = errors.New("stopped")
-
-func (t *tally) summary(lines int, size uint64, took time.Duration) string {
-	acknowledged := 0
-	for _, n := range t.durability {
-		acknowledged += n
-	}
-	return fmt.Sprintf("%d of %d records acknowledged%s, %s in %v",
-		acknowledged, lines, reached(t.durability), humanize.IBytes(size), took.Round(time.Millisecond))
-}
-
-// reached lists the durabilities of acknowledged records in parentheses, behind a blank; empty when there are none.
-func reached(durability map[string]int) string {
-	if len(durability) == 0 {
-		return ""
-	}
-	return " (" + strings.Join(slices.Sorted(maps.Keys(durability)), ", ") + ")"
 }
