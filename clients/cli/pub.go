@@ -15,6 +15,7 @@ import (
 	"github.com/trunkline-mq/trunkline/clients/cli/measure"
 	trunkline "github.com/trunkline-mq/trunkline/clients/go"
 	"github.com/trunkline-mq/trunkline/protocol/address"
+	"github.com/trunkline-mq/trunkline/protocol/partition"
 )
 
 // pubFlags are the flags of pub as they were given.
@@ -142,7 +143,7 @@ func (f *pubFlags) publisher(ctx context.Context, c *trunkline.Client, to string
 }
 
 // batchRoom is the size up to which a record fits into a batch of a topic, whatever its batch has around it; 0 where the topic
-// is not there.
+// is not there, or only the server can say which partition a record belongs to.
 func batchRoom(ctx context.Context, c *trunkline.Client, to string) int {
 	const around = 128
 	a, err := address.Parse([]byte(to))
@@ -150,7 +151,7 @@ func batchRoom(ctx context.Context, c *trunkline.Client, to string) int {
 		return 0
 	}
 	m, err := c.Metadata(ctx, string(a.Topic))
-	if err != nil || len(m.Topics) != 1 || m.Topics[0].Error != "" {
+	if err != nil || len(m.Topics) != 1 || m.Topics[0].Error != "" || m.Topics[0].Plan.Kind == partition.KindCalled {
 		return 0
 	}
 	n, _ := m.Topics[0].Settings["message.bytes"].(json.Number)
