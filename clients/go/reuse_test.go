@@ -8,15 +8,17 @@ import (
 	"testing"
 )
 
+const variedRecords = 3000
+
 // varied fills a topic with records of all sizes and shapes, each of which says its number wherever something stands.
-func varied(t *testing.T, c *Client, topic string, codec Codec, records, batch int) {
+func varied(t *testing.T, c *Client, topic string, codec Codec) {
 	t.Helper()
 	ctx := longContext(t)
 	if err := c.CreateTopic(ctx, topic, TopicConfig{Partitions: 2}); err != nil {
 		t.Fatal(err)
 	}
-	p := producer(t, c, WithCompression(codec), WithBatchBytes(batch))
-	for i := range records {
+	p := producer(t, c, WithCompression(codec), WithBatchBytes(300<<10))
+	for i := range variedRecords {
 		if err := p.Produce(ctx, topic+"/"+strconv.Itoa(i%2), variedMessage(i), nil); err != nil {
 			t.Fatal(err)
 		}
@@ -51,10 +53,9 @@ func sameAs(r *Record, m *Message) error {
 
 func TestReusedRecordsAreWholeUntilTheNext(t *testing.T) {
 	_, c := fake(t, nil)
-	const records = 3000
 	for _, codec := range []Codec{NoCompression, Zstd} {
 		topic := fmt.Sprintf("t%d", codec)
-		varied(t, c, topic, codec, records, 300<<10)
+		varied(t, c, topic, codec)
 		for _, poll := range []int{0, 1, 1000} {
 			r := consumer(t, c, []string{topic + "@earliest"}, ReuseRecords(), WithFetchBytes(600<<10))
 			n := 0
@@ -64,7 +65,7 @@ func TestReusedRecordsAreWholeUntilTheNext(t *testing.T) {
 					t.Fatalf("polled by %d: %v", poll, err)
 				}
 			}
-			for n < records && poll > 0 {
+			for n < variedRecords && poll > 0 {
 				some, err := r.Poll(longContext(t), poll)
 				if err != nil {
 					t.Fatal(err)
@@ -78,7 +79,7 @@ func TestReusedRecordsAreWholeUntilTheNext(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					if check(rec); n == records {
+					if check(rec); n == variedRecords {
 						break
 					}
 				}
