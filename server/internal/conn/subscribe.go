@@ -493,7 +493,9 @@ func (s *subscription) takeUp(r *reach, topic *broker.Topic, wake chan struct{})
 		case err.Code.Retriable():
 			still = append(still, a)
 		default:
-			p.Unwatch(wake)
+			if p != nil {
+				p.Unwatch(wake)
+			}
 			s.async(err)
 		}
 	}
