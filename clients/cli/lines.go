@@ -397,7 +397,7 @@ func (t *tally) refuse(line int, err error) {
 
 // failLocked keeps a failure. Only one that is about the line alone is passed over.
 func (t *tally) failLocked(line int, err error) {
-	told := fmt.Errorf("line %d: %w", line, err)
+	told := fmt.Errorf("line %d: %w", line, befell(err))
 	if t.failures++; len(t.refused) < refusedMax {
 		t.refused = append(t.refused, told)
 	}
@@ -410,6 +410,14 @@ func (t *tally) failLocked(line int, err error) {
 	if !(t.keepGoing && passable) {
 		t.stopped.Store(true)
 	}
+}
+
+// befell is what befell a line, without that it was in a batch, which was tried once.
+func befell(err error) error {
+	if e, ok := errors.AsType[*trunkline.ProduceError](err); ok && e.Unknown == errors.Is(e.Err, trunkline.ErrOutcomeUnknown) {
+		return e.Err
+	}
+	return err
 }
 
 // linesPerLook is how many lines are published between two looks at whether the run was interrupted.

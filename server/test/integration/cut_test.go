@@ -64,45 +64,29 @@ func (c *cutter) pass(to, from net.Conn, counted bool) {
 	_, _ = io.Copy(to, from)
 }
 
+// TestALinkThatIsCutLosesNothingAcknowledged cuts pub --lines, which sends batches where the topic is there.
 func TestALinkThatIsCutLosesNothingAcknowledged(t *testing.T) {
 	s := harness.Start(t)
 	lines := corpus(corpusLines / 4)
 	file := append(bytes.Join(lines, []byte("\n")), '\n')
-	succeeds(t, s, nil, "topic", "create", "cut")
-	got := trunkline(t, cutAfter(t, s, true, int64(len(file)/2)), bytes.NewReader(file), "pub", "cut", "--lines")
-	var acked, sent int
-	if _, err := fmt.Sscanf(got.err, "%d of %d records acknowledged", &acked, &sent); err != nil || got.code != 1 || acked >= sent || sent > len(lines) {
-		t.Fatalf("%+v: %v", got, err)
-	}
-	if !strings.Contains(got.err, fmt.Sprintf("\ntrunkline: line %d: link ended before", acked+1)) {
-		t.Errorf("it says %q", got.err)
-	}
-	have := []byte(succeeds(t, s, nil, "sub", "cut/0@earliest", "--exit").out)
-	if n := bytes.Count(have, []byte("\n")); n < acked || n > sent {
-		t.Errorf("%d records are there, %d were acknowledged and %d sent", n, acked, sent)
-	}
-	if !bytes.HasPrefix(file, have) {
-		t.Error("what is there is not how the file begins: " + firstDifference(have, file))
-	}
-}
-
-// TestALinkThatIsCutUnderBatchesLosesNothingAcknowledged is the same for PRODUCE, which pub uses where it is told what to wait for.
-func TestALinkThatIsCutUnderBatchesLosesNothingAcknowledged(t *testing.T) {
-	s := harness.Start(t)
-	lines := corpus(corpusLines / 4)
-	file := append(bytes.Join(lines, []byte("\n")), '\n')
-	succeeds(t, s, nil, "topic", "create", "cut")
-	got := trunkline(t, cutAfter(t, s, true, int64(len(file)/2)), bytes.NewReader(file), "pub", "cut", "--lines", "--acks", "1")
-	var acked, sent int
-	if _, err := fmt.Sscanf(got.err, "%d of %d records acknowledged", &acked, &sent); err != nil || got.code != 1 || acked >= sent || sent > len(lines) {
-		t.Fatalf("%+v: %v", got, err)
-	}
-	if !strings.Contains(got.err, fmt.Sprintf("\ntrunkline: line %d: produce to cut/0, tries: 1, outcome unknown: link ended before", acked+1)) {
-		t.Errorf("it says %q", got.err)
-	}
-	have := []byte(succeeds(t, s, nil, "sub", "cut/0@earliest", "--exit").out)
-	if n := bytes.Count(have, []byte("\n")); n < acked || n > sent || !bytes.HasPrefix(file, have) {
-		t.Errorf("%d records are there, %d were acknowledged and %d sent: %s", n, acked, sent, firstDifference(have, file))
+	for topic, args := range map[string][]string{"bypub": nil, "inbatches": nil, "ofleader": {"--acks", "1"}} {
+		t.Run(topic, func(t *testing.T) {
+			if topic != "bypub" {
+				succeeds(t, s, nil, "topic", "create", topic)
+			}
+			got := trunkline(t, cutAfter(t, s, true, int64(len(file)/2)), bytes.NewReader(file), append([]string{"pub", topic, "--lines"}, args...)...)
+			var acked, sent int
+			if _, err := fmt.Sscanf(got.err, "%d of %d records acknowledged", &acked, &sent); err != nil || got.code != 1 || acked >= sent || sent > len(lines) {
+				t.Fatalf("%+v: %v", got, err)
+			}
+			if !strings.Contains(got.err, fmt.Sprintf("\ntrunkline: line %d: link ended before", acked+1)) {
+				t.Errorf("it says %q", got.err)
+			}
+			have := []byte(succeeds(t, s, nil, "sub", topic+"/0@earliest", "--exit").out)
+			if n := bytes.Count(have, []byte("\n")); n < acked || n > sent || !bytes.HasPrefix(file, have) {
+				t.Errorf("%d records are there, %d were acknowledged and %d sent: %s", n, acked, sent, firstDifference(have, file))
+			}
+		})
 	}
 }
 
