@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -121,25 +122,21 @@ const pubBufferBytes = 16 << 20
 // default is asked for, records go by PRODUCE, and so do many to a topic that is there: batches are several times as fast. PUB
 // makes a topic, or is a message to a live subject, where there is none.
 func (f *pubFlags) publisher(ctx context.Context, c *trunkline.Client, to string) (by measure.Publisher, end func(), err error) {
-	room, alone := 0, f.acks == string(trunkline.AcksAll)
-	if alone && (f.lines || f.records) {
-		if room = batchRoom(ctx, c, to); room > 0 {
-			alone = false
+	room := c.Info().MaxPayload
+	if f.acks == string(trunkline.AcksAll) {
+		if room = 0; f.lines || f.records {
+			room = batchRoom(ctx, c, to)
 		}
-	}
-	if alone {
-		return measure.ByClient(c), func() {}, nil
+		if room == 0 {
+			return measure.ByClient(c), func() {}, nil
+		}
 	}
 	p, err := c.NewProducer(trunkline.WithAcks(trunkline.Acks(f.acks)), trunkline.RetryUnknown(false), trunkline.WithBufferBytes(pubBufferBytes))
 	if err != nil {
 		return by, nil, err
 	}
-	by = measure.ByProducer(p)
-	end = by.Close
-	if room > 0 {
-		by = (&orderly{client: c, batches: by, room: room}).publisher()
-	}
-	return by, end, nil
+	by = (&orderly{client: c, batches: measure.ByProducer(p), room: room}).publisher()
+	return by, by.Close, nil
 }
 
 // batchRoom is the size up to which a record fits into a batch of a topic, whatever its batch has around it; 0 where the topic
@@ -156,11 +153,12 @@ func batchRoom(ctx context.Context, c *trunkline.Client, to string) int {
 	}
 	n, _ := m.Topics[0].Settings["message.bytes"].(json.Number)
 	most, _ := n.Int64()
-	return max(0, int(most)-around)
+	return max(0, min(int(most), c.Info().MaxPayload)-around)
 }
 
-// orderly publishes records in batches, and by themselves where only so they fit: PUB bounds a record, PRODUCE the batch that
-// it is in. None overtakes another: before the way changes, everything on the way before has its result.
+// orderly publishes records in batches, and by themselves where they do not fit otherwise (PUB bounds a record, PRODUCE the
+// batch that it is in), or have headers that only PUB looks at. None overtakes another: before the way changes, everything on
+// the way before has its result.
 type orderly struct {
 	client  *trunkline.Client
 	batches measure.Publisher
@@ -169,7 +167,10 @@ type orderly struct {
 }
 
 func (o *orderly) publisher() measure.Publisher {
-	return measure.Publisher{Publish: o.publish, Flush: o.flush, Close: o.batches.Close}
+	return measure.Publisher{Publish: o.publish, Flush: o.flush, Close: func() {
+		o.batches.Close()
+		_ = o.client.Close() // so that what went by itself has its result, too
+	}}
 }
 
 func (o *orderly) publish(ctx context.Context, to string, m *trunkline.Message, done func(trunkline.Ack, error)) error {
@@ -178,7 +179,7 @@ func (o *orderly) publish(ctx context.Context, to string, m *trunkline.Message, 
 	for i := range m.Headers {
 		size += len(m.Headers[i].Name) + len(m.Headers[i].Value) + aroundHeader
 	}
-	if alone := size > o.room; alone != o.alone {
+	if alone := size > o.room || judged(m.Headers); alone != o.alone {
 		if err := o.flush(ctx); err != nil {
 			return err
 		}
@@ -188,6 +189,27 @@ func (o *orderly) publish(ctx context.Context, to string, m *trunkline.Message, 
 		return o.client.PublishFunc(ctx, to, m, done)
 	}
 	return o.batches.Publish(ctx, to, m, done)
+}
+
+// judged reports whether there are headers that PUB, and only PUB, may refuse: what would be read as a field of the record,
+// what nobody could read back, and what asks JetStream for something.
+func judged(headers []trunkline.Header) bool {
+	for i := range headers {
+		h := &headers[i]
+		switch h.Name {
+		case "Key", "Key-Base64", "Timestamp", "Null-Value":
+			return true
+		}
+		if strings.HasPrefix(h.Name, "Nats-") || strings.ContainsFunc(h.Name, unusual) || h.Name == "" || bytes.ContainsAny(h.Value, "\r\n") {
+			return true
+		}
+	}
+	return false
+}
+
+// unusual reports whether r is none of the characters that a header's name has for sure.
+func unusual(r rune) bool {
+	return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || r == '-' || r == '_')
 }
 
 func (o *orderly) flush(ctx context.Context) error {

@@ -432,8 +432,9 @@ func (c *Consumer) Records(ctx context.Context) iter.Seq2[*Record, error] {
 	}
 }
 
-// Poll returns up to limit records of one partition, at least one, and waits for them as Records does; they may be kept. An
-// error is as those of Records; which of them end the consumer, errors.Is tells: ErrClosed, io.EOF, and those of ctx end the poll.
+// Poll returns up to limit records of one partition, at least one, and waits for them as Records does; they may be kept, unless
+// ReuseRecords was given. An error is as those of Records; which of them end the consumer, errors.Is tells: ErrClosed, io.EOF,
+// and those of ctx end the poll.
 func (c *Consumer) Poll(ctx context.Context, limit int) ([]Record, error) {
 	if limit < 1 {
 		return nil, invalid("cannot poll %d records; ask for 1 or more", limit)

@@ -35,11 +35,12 @@ type Message struct {
 	Key     []byte
 	Value   []byte
 	Headers []Header
-	// Timestamp is the record's time in milliseconds' precision; the zero time lets the server take its own.
+	// Timestamp is the record's time in milliseconds' precision; the zero time lets the server take its own, and a Producer
+	// that of this machine.
 	Timestamp time.Time
 }
 
-// Record is a record as it lies in the log. It owns its bytes; they may be kept, but not changed.
+// Record is a record as it lies in the log. It owns its bytes; they may be kept (but see ReuseRecords), and not changed.
 type Record struct {
 	Topic     string
 	Partition PartitionID

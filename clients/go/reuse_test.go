@@ -57,7 +57,7 @@ func TestReusedRecordsAreWholeUntilTheNext(t *testing.T) {
 		topic := fmt.Sprintf("t%d", codec)
 		varied(t, c, topic, codec)
 		for _, poll := range []int{0, 1, 1000} {
-			r := consumer(t, c, []string{topic + "@earliest"}, ReuseRecords(), WithFetchBytes(600<<10))
+			r := consumer(t, c, []string{topic + "@earliest"}, ReuseRecords(), WithFetchBytes(600<<10), WithPrefetchBytes(600<<10))
 			n := 0
 			check := func(rec *Record) {
 				n++

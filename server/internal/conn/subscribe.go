@@ -523,8 +523,13 @@ func (s *subscription) follow(f *feed) bool {
 		r.cursors[i].Partition().Watch(wake)
 	}
 	defer func() { r.unwatch(topic, wake) }()
+	again := (<-chan time.Time)(nil) // partitions that are away are looked at; nil: none is, or it is time
 	for {
-		s.takeUp(r, topic, wake)
+		if again == nil && len(r.away) > 0 {
+			if s.takeUp(r, topic, wake); len(r.away) > 0 {
+				again = time.After(awayPause)
+			}
+		}
 		for i := range r.cursors {
 			if !s.drain(f, &r.cursors[i]) {
 				return false
@@ -532,10 +537,12 @@ func (s *subscription) follow(f *feed) bool {
 		}
 		select {
 		case <-wake:
+		case <-again:
+			again = nil
 		case <-topic.Altered():
 			grown := topic.Current()
 			r.cursors = s.grow(r.cursors, topic, grown, wake)
-			topic = grown
+			topic, again = grown, nil
 		case <-topic.Gone():
 			return true
 		case <-s.stop:
@@ -545,6 +552,10 @@ func (s *subscription) follow(f *feed) bool {
 		}
 	}
 }
+
+// awayPause is how long a partition that cannot be read is left alone, unless the topic changes: what it is asked for may be
+// a scan.
+const awayPause = time.Second
 
 // grow adds the partitions that grown has beyond topic's, where the subscription reads all of them.
 func (s *subscription) grow(cursors []cursor.Cursor, topic, grown *broker.Topic, wake chan struct{}) []cursor.Cursor {

@@ -133,6 +133,7 @@ func (p *Partition) stop(reason *errcode.Error, discard bool) {
 	p.mu.Unlock()
 	for _, g := range dropped {
 		g.settle(Outcome{Err: reason})
+		g.free()
 	}
 	p.writer.Wait()
 	p.watch.wake()

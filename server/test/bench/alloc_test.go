@@ -136,8 +136,8 @@ func TestPathsAllocateNothingForARecord(t *testing.T) {
 }
 
 // TestLargePayloadsAreReadIntoMemoryThatIsThere: whoever sends batches of 1 MiB one after the other would else have the
-// collector run all the time. A pool loses some of what it is given, with -race a quarter, so half as much again as a
-// payload is allowed for each.
+// collector run all the time. A pool loses some of what it is given, with -race a quarter; one that is given nothing costs
+// a payload for each.
 func TestLargePayloadsAreReadIntoMemoryThatIsThere(t *testing.T) {
 	s := startInside(t)
 	if err := s.create("t", 1); err != nil {
@@ -170,7 +170,7 @@ func TestLargePayloadsAreReadIntoMemoryThatIsThere(t *testing.T) {
 			runtime.ReadMemStats(&before)
 			run()
 			runtime.ReadMemStats(&after)
-			if got := (after.TotalAlloc - before.TotalAlloc) / requests; got > uint64(len(verb.request))*3/2 {
+			if got := (after.TotalAlloc - before.TotalAlloc) / requests; got > uint64(len(verb.request))*9/10 {
 				t.Errorf("%d bytes allocated for a request of %d", got, len(verb.request))
 			} else {
 				t.Logf("%d bytes allocated for a request of %d", got, len(verb.request))

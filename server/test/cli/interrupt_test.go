@@ -101,14 +101,19 @@ func TestInterruptedPublishTellsEveryAnswer(t *testing.T) {
 
 func TestInterruptedLinesTellWhatWasAcknowledged(t *testing.T) {
 	t.Parallel()
-	for _, acks := range []string{"all", "1"} { // by PUB and by PRODUCE
-		t.Run(acks, func(t *testing.T) { t.Parallel(); interruptLines(t, acks) })
+	for name, how := range map[string]struct {
+		acks  string
+		known bool // the topic is there before
+	}{"by PUB": {"all", false}, "in batches": {"all", true}, "acks of the leader": {"1", true}} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); interruptLines(t, how.acks, how.known) })
 	}
 }
 
-func interruptLines(t *testing.T, acks string) {
+func interruptLines(t *testing.T, acks string, known bool) {
 	s := harness.Start(t)
-	s.Dial().Ask("TOPIC CREATE t")
+	if known {
+		s.Dial().Ask("TOPIC CREATE t")
+	}
 	p := start(t, s, "pub", "t", "--lines", "--acks", acks)
 	if _, err := io.WriteString(p.in, strings.Repeat("a line\n", 1000)+"the beginning of one"); err != nil {
 		t.Fatal(err)
