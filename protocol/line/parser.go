@@ -77,11 +77,8 @@ func NewParser(l Limits) *Parser {
 
 // Buffer returns free space to read into, at least one byte. Slices of earlier commands are void after the call.
 func (p *Parser) Buffer() []byte {
-	if p.r == p.w {
+	if p.Rest(); p.r == p.w {
 		p.r, p.w = 0, 0
-		if p.shared != nil && p.need == 0 {
-			p.giveBack()
-		}
 	}
 	size := len(p.buf)
 	if p.filled && size < bufferBytesMax {
@@ -129,6 +126,14 @@ func (p *Parser) grow(size int) {
 	}
 	p.buf, p.shared = (*shared)[:size], shared
 	p.r, p.w = 0, n
+}
+
+// Rest gives a shared buffer back where nothing is in it any more. Slices of earlier commands are void after the call.
+func (p *Parser) Rest() {
+	if p.shared != nil && p.r == p.w && p.need == 0 {
+		p.r, p.w = 0, 0
+		p.giveBack()
+	}
 }
 
 // giveBack changes a shared buffer, which nothing is in any more, for the parser's own.

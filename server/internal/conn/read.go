@@ -228,6 +228,7 @@ func (c *conn) readAhead(cmd *line.Command) error {
 			_ = c.nc.SetReadDeadline(time.Now()) // wake the scout
 			return fatal
 		}
+		ch.parser.Rest() // it may lie idle for long
 		select {
 		case s.free <- ch:
 		default:
