@@ -81,6 +81,9 @@ func (l *lineLog) line(raw []byte) {
 	level, msg, attrs := parseLine(raw)
 	l.mu.Lock()
 	l.rememberLocked(raw, level, msg, attrs)
+	if l.panicked && raw[0] != '{' { // the panic itself, or of its stack trace
+		level = slog.LevelError
+	}
 	pass, dropped := l.takeLocked()
 	l.mu.Unlock()
 	if !pass {

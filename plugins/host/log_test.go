@@ -55,6 +55,7 @@ func TestLinesBecomeLogRecords(t *testing.T) {
 		{"escape sequences", "a\x1b[2Jb\x07\xff", `level=INFO msg=a?[2Jb??`},
 		{"hidden in JSON", `{"level":"INFO","msg":"a\u001b[2J\u202eb","k\n":"v\nlevel=ERROR"}`, `level=INFO msg=a?[2J?b k?="v?level=ERROR"`},
 		{"blank", "  \t", ``},
+		{"a panic", "going on\npanic: no\n\ngoroutine 1 [running]:", "level=INFO msg=\"going on\"\nlevel=ERROR msg=\"panic: no\"\nlevel=ERROR msg=\"goroutine 1 [running]:\""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var p page
