@@ -1,6 +1,7 @@
 package trunkline_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -149,6 +150,34 @@ func ExampleConsumer_Poll() {
 	// 0 a
 	// 1 b
 	// 2 c
+}
+
+// Who is done with a record before the next one comes lets its memory be used again, and copies what is kept.
+func ExampleReuseRecords() {
+	ctx := context.Background()
+	_, client, done := connect(ctx)
+	defer done()
+	for i := range 3 {
+		if _, err := client.PublishSync(ctx, "sizes", &trunkline.Message{Value: bytes.Repeat([]byte("x"), 10*(i+1))}); err != nil {
+			log.Fatal(err)
+		}
+	}
+	consumer, err := client.NewConsumer(ctx, []string{"sizes@earliest"}, trunkline.UntilLatest(), trunkline.ReuseRecords())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer consumer.Close()
+	total, largest := 0, []byte(nil)
+	for record, err := range consumer.Records(ctx) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		if total += len(record.Value); len(record.Value) > len(largest) {
+			largest = bytes.Clone(record.Value)
+		}
+	}
+	fmt.Println(total, len(largest))
+	// Output: 60 30
 }
 
 // Seek goes back, or ahead, by an offset or a time.
