@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	besideBytes = 64 << 20 // of values, in a run
+	besideBytes = 256 << 20 // of values, in a run
 	// besideFew is how many records are under way at once where they are bounded.
 	besideFew = 500
 	// besideWarm is how often Kafka does all before it is measured, beside inPairs' own warm-up: its code is compiled meanwhile.
