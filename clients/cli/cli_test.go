@@ -278,6 +278,17 @@ func TestPublishLines(t *testing.T) {
 	}
 }
 
+// TestPublishLinesWithinWhatTheServerTakes: what a batch has around a record must not make it too large for the server.
+func TestPublishLinesWithinWhatTheServerTakes(t *testing.T) {
+	known := "> METADATA one\n" + data(`{"topics":[{"topic":"one","plan":{"version":1,"kind":"murmur2","partitions":1},"settings":{"message.bytes":1048576},"partitions":[{"partition":0}]}]}`)
+	line := strings.Repeat("y", 100)
+	script := named + known + "> PUB one 100\n> " + line + "\n< +OK one/0@0 disk\n> PING\n< PONG"
+	got := runWith(t, t.Context(), strings.NewReader(line+"\n"), "pub", "one", "--lines", "-s", scripted.Start(t, script))
+	if got.code != 0 || !strings.HasPrefix(got.err, "1 of 1 records acknowledged (disk)") {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestPublishLinesTellsWhichLineIsTooLong(t *testing.T) {
 	in := strings.Repeat("y", 100) + "\n" + strings.Repeat("x", 101) + "\nz\n"
 	script := named + noTopic + "> PUB one 100\n> " + strings.Repeat("y", 100) + "\n> PING\n< +OK one/0@0 disk\n< PONG"

@@ -144,21 +144,22 @@ func (p *Parser) giveBack() {
 
 // release lets others have the shared buffer.
 func (p *Parser) release() {
-	if cap(*p.shared) <= bodyBytesMax {
-		bodies.Put(p.shared)
-	}
+	share(p.shared)
 	p.shared = nil
+}
+
+// share puts a buffer where the next one is taken from, unless it is an exception.
+func share(b *[]byte) {
+	if cap(*b) <= bodyBytesMax {
+		bodies.Put(b)
+	}
 }
 
 // Body is a shared buffer that was taken from a Parser, with the payload of a command in it.
 type Body struct{ shared *[]byte }
 
-// Free lets others have the buffer; the payload is void then. A nil Body has nothing to free. It is called once.
-func (b *Body) Free() {
-	if b != nil && cap(*b.shared) <= bodyBytesMax {
-		bodies.Put(b.shared)
-	}
-}
+// Free lets others have the buffer; the payload is void then. It is called once.
+func (b *Body) Free() { share(b.shared) }
 
 // TakeBody gives away the buffer in which the command lies that Next returned last: its payload is valid until the Body is
 // freed, all else of it is void then. It returns nil where the command lies in the parser's own buffer, from which a payload

@@ -484,18 +484,18 @@ func (s *subscription) takeUp(r *reach, topic *broker.Topic, wake chan struct{})
 	still := r.away[:0]
 	for _, a := range r.away {
 		p, err := topic.Partition(a.id)
-		if err == nil {
-			p.Watch(wake) // first, so that nothing is missed
-			err = r.take(s.conn.ctx, p, a)
+		if err != nil { // it is not open yet
+			still = append(still, a)
+			continue
 		}
+		p.Watch(wake) // first, so that nothing is missed
+		err = r.take(s.conn.ctx, p, a)
 		switch {
 		case err == nil:
 		case err.Code.Retriable():
 			still = append(still, a)
 		default:
-			if p != nil {
-				p.Unwatch(wake)
-			}
+			p.Unwatch(wake)
 			s.async(err)
 		}
 	}
